@@ -1,0 +1,1 @@
+"""Distributed GAN training on TensorFlow: right, fast, and never loses a run."""

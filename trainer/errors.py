@@ -1,0 +1,49 @@
+"""Errors that end a run, each with the exit code that users script against.
+
+Each message carries the value, the rule that it broke and the remedy. The
+entry point prints the message without a traceback and exits with the code;
+anything that is not a `TrainerError` is a defect of ours and keeps its
+traceback.
+
+Codes below 128 tell a scheduler not to restart the job; 130 (interrupted) and
+143 (preempted) say that the state is saved and that the same command goes on.
+"""
+
+EXIT_INTERRUPTED = 130
+EXIT_PREEMPTED = 143
+
+
+class TrainerError(Exception):
+    """A failure that the user can act upon."""
+
+    exit_code = 1
+
+
+class UsageError(TrainerError):
+    """A flag, a value or a combination of them that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(TrainerError):
+    """The training data is missing, unreadable or not what was promised."""
+
+    exit_code = 3
+
+
+class CheckpointError(TrainerError):
+    """There are checkpoints, but none that can be trusted."""
+
+    exit_code = 4
+
+
+class DivergedError(TrainerError):
+    """A loss is no longer a finite number."""
+
+    exit_code = 5
+
+
+class StorageError(TrainerError):
+    """The run directory cannot be read or written."""
+
+    exit_code = 6
