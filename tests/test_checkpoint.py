@@ -1,0 +1,462 @@
+"""A saved state comes back to the bit, or is refused by name and reason."""
+
+import errno
+import json
+import os
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import logging
+
+from trainer import checkpoint, errors
+from trainer.storage import files, finder, manifest
+from trainer.storage.local import LocalStore
+
+FILES = [
+    "MANIFEST.json",
+    "host_state.json",
+    "state.data-00000-of-00001",
+    "state.index",
+]
+
+(CPU,) = tf.config.list_physical_devices("CPU")
+if not tf.config.get_logical_device_configuration(CPU):
+    tf.config.set_logical_device_configuration(
+        CPU, [tf.config.LogicalDeviceConfiguration()] * 4
+    )
+
+
+def build(replicas, *, units=4):
+    """A network with slots and moving statistics, and an int64 step."""
+    devices = [f"CPU:{index}" for index in range(replicas)]
+    with tf.distribute.MirroredStrategy(devices).scope():
+        model = keras.Sequential(
+            [
+                keras.Input((3,)),
+                keras.layers.Dense(units),
+                keras.layers.BatchNormalization(),
+            ]
+        )
+        optimizer = keras.optimizers.Adam()
+        optimizer.build(model.trainable_variables)
+        step = tf.Variable(
+            0,
+            dtype=tf.int64,
+            trainable=False,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+    return tf.train.Checkpoint(model=model, optimizer=optimizer, step=step)
+
+
+def variables(objects):
+    return [*objects.model.variables, *objects.optimizer.variables]
+
+
+def randomise(objects, seed):
+    random = np.random.default_rng(seed)
+    for variable in variables(objects):
+        value = random.normal(size=variable.shape)
+        variable.assign(value.astype(variable.dtype))
+    objects.step.assign(2**40 + seed)
+
+
+def values(objects):
+    return [variable.numpy() for variable in variables(objects)] + [
+        objects.step.numpy()
+    ]
+
+
+def small(seed=0.0):
+    """The least that can be saved, for what does not look at the values."""
+    return tf.train.Checkpoint(value=tf.Variable([seed, 1.0]))
+
+
+def checkpointer(root, objects, *, keep=5, store=None, **changes):
+    options = {"config_digest": "c0ffee", "attempt": "a1", **changes}
+    return checkpoint.Checkpointer(
+        objects=objects,
+        store=LocalStore(root) if store is None else store,
+        keep_checkpoints=keep,
+        **options,
+    )
+
+
+def save_steps(root, steps, **options):
+    objects = small()
+    saver = checkpointer(root, objects, **options)
+    for step in steps:
+        objects.value.assign([float(step), 1.0])
+        saver.save(step, {"epoch": step})
+
+
+def restored_step(root, **options):
+    """The step that a new process would restore, checked by its value."""
+    objects = small()
+    found = checkpointer(root, objects, **options).restore_latest()
+    assert objects.value.numpy()[0] == found.step
+    return found.step
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        logging, "warning", lambda text, *args: lines.append(text % args)
+    )
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("saved_on", "restored_on"), [(1, 1), (2, 2), (2, 1), (1, 4), (4, 2)]
+)
+def test_the_state_comes_back_to_the_bit(root, saved_on, restored_on):
+    objects = build(saved_on)
+    randomise(objects, seed=7)
+    host_state = {"epoch": 3, "best": 0.1 + 0.2, "names": ["a", None]}
+    checkpointer(root, objects).save(350, host_state)
+    assert sorted(os.listdir(root / "step-000000350")) == FILES
+    assert os.listdir(root) == ["step-000000350"]
+
+    other = build(restored_on)
+    found = checkpointer(root, other, attempt="a2").restore_latest()
+    assert (found.step, found.name) == (350, "step-000000350")
+    assert found.host_state == host_state
+    for expected, value in zip(values(objects), values(other), strict=True):
+        assert expected.dtype == value.dtype
+        np.testing.assert_array_equal(expected, value)
+    if restored_on > 1:
+        copies = other.model.variables[0].value.values
+        assert len(copies) == restored_on
+        for copy in copies:
+            np.testing.assert_array_equal(copy.numpy(), values(objects)[0])
+
+
+def test_no_checkpoint_at_all_is_none(root):
+    objects = small(3.0)
+    assert checkpointer(root, objects).restore_latest() is None
+    root.mkdir()
+    assert checkpointer(root, objects).restore_latest() is None
+    assert finder.find_newest(LocalStore(root), config_digest="a") is None
+    assert objects.value.numpy()[0] == 3.0
+    assert os.listdir(root) == []
+
+
+def damage(root, newest, name, how):
+    path = root / newest / name
+    data = path.read_bytes()
+    if how == "flipped":
+        middle = len(data) // 2
+        flipped = bytes([data[middle] ^ 0x80])
+        path.write_bytes(data[:middle] + flipped + data[middle + 1 :])
+    elif how == "truncated":
+        # Two bytes: the manifest's last one is a line break, which may go.
+        path.write_bytes(data[:-2])
+    elif how == "emptied":
+        path.write_bytes(b"")
+    elif how == "deleted":
+        path.unlink()
+    else:
+        shutil.copy(root / "step-000000001" / name, path)
+
+
+DAMAGES = ["flipped", "truncated", "emptied", "deleted", "swapped"]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_falls_back_one(root, warnings, name, how):
+    save_steps(root, [1, 2, 3])
+    damage(root, "step-000000003", name, how)
+    assert restored_step(root) == 2
+    (line,) = warnings
+    assert "step-000000003" in line
+    assert name in line
+    assert sorted(os.listdir(root)) == [
+        "step-000000001",
+        "step-000000002",
+        "step-000000003",
+    ]
+
+
+def test_none_good_stops_and_deletes_nothing(root):
+    save_steps(root, [1, 2, 3])
+    for step, name in enumerate(FILES[:3], start=1):
+        damage(root, f"step-00000000{step}", name, "deleted")
+    before = sorted(root.rglob("*"))
+    with pytest.raises(errors.CheckpointError) as caught:
+        checkpointer(root, small()).restore_latest()
+    assert caught.value.exit_code == 4
+    for step, name in enumerate(FILES[:3], start=1):
+        assert f"step-00000000{step}: {name} is missing" in str(caught.value)
+    assert "--workdir" in str(caught.value)
+    assert sorted(root.rglob("*")) == before
+
+
+def test_another_configuration_is_refused_and_not_skipped(root):
+    save_steps(root, [1])
+    save_steps(root, [2], config_digest="f0e")
+    objects = small(9.0)
+    with pytest.raises(errors.CheckpointError, match="configuration.*f0e"):
+        checkpointer(root, objects).restore_latest()
+    with pytest.raises(errors.CheckpointError, match="configuration"):
+        checkpointer(root, objects).save(2, {})
+    assert objects.value.numpy()[0] == 9.0
+
+
+@pytest.mark.parametrize("units", [5, None])
+def test_other_variables_are_named_and_not_half_accepted(root, units):
+    checkpointer(root, build(1)).save(1, {})
+    other = small() if units is None else build(1, units=units)
+    with pytest.raises(errors.CheckpointError, match="does not fit") as caught:
+        checkpointer(root, other).restore_latest()
+    assert "step-000000001" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("saved", "restored"), [("a", "ab"), ("ab", "a"), ("ab", "ac")]
+)
+def test_missing_or_left_over_variables_are_not_accepted(root, saved, restored):
+    def objects(names):
+        return tf.train.Checkpoint(**{name: tf.Variable(1.0) for name in names})
+
+    checkpointer(root, objects(saved)).save(1, {})
+    with pytest.raises(errors.CheckpointError, match="does not fit"):
+        checkpointer(root, objects(restored)).restore_latest()
+
+
+def test_a_file_cut_after_the_verification_is_no_traceback(root):
+    save_steps(root, [1])
+    saver = checkpointer(root, small())
+    found = finder.find_newest(LocalStore(root), config_digest="c0ffee")
+    damage(root, found.name, FILES[2], "truncated")
+    with pytest.raises(errors.CheckpointError, match="step-000000001"):
+        saver.restore(found)
+
+
+def test_retention_keeps_the_newest_good(root, warnings):
+    save_steps(root, [1, 2, 3])
+    damage(root, "step-000000002", FILES[2], "flipped")
+    save_steps(root, [4, 5], keep=3, attempt="a2")
+    # The bad one counts for nothing and stays among those that are kept.
+    assert sorted(step_numbers(root)) == [3, 4, 5]
+    save_steps(root, [6], keep=1, attempt="a3")
+    assert step_numbers(root) == [6]
+    assert warnings == []
+
+
+def step_numbers(root):
+    return [manifest.step_of(name) for name in os.listdir(root)]
+
+
+def test_a_bad_one_does_not_count_as_kept(root):
+    save_steps(root, [1, 2])
+    damage(root, "step-000000002", FILES[2], "flipped")
+    save_steps(root, [3], keep=2, attempt="a2")
+    assert sorted(step_numbers(root)) == [1, 2, 3]
+
+
+def test_what_was_just_saved_is_never_deleted(root):
+    save_steps(root, [5, 6])
+    save_steps(root, [2, 3], keep=1, attempt="a2")
+    # The step before counts as older than the newest, which is 6.
+    assert sorted(step_numbers(root)) == [3, 6]
+
+
+class Unreadable(LocalStore):
+    """A disk that gives back something else than what was written."""
+
+    def problems(self, record):
+        return ["state.index has crc32c 0, not 1"]
+
+
+def test_nothing_is_deleted_before_the_newer_one_is_verified(root):
+    save_steps(root, [1, 2])
+    saver = checkpointer(root, small(), keep=1, store=Unreadable(root))
+    with pytest.raises(errors.StorageError, match="does not read back"):
+        saver.save(3, {})
+    assert sorted(step_numbers(root)) == [1, 2, 3]
+
+
+def test_a_failing_deletion_does_not_stop_training(root, warnings, monkeypatch):
+    save_steps(root, [1, 2])
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refuse)
+        save_steps(root, [3], keep=1, attempt="a2")
+    assert len(warnings) == 2
+    assert all("not permitted" in line for line in warnings)
+    assert LocalStore(root).list_names() == ["step-000000003"]
+    save_steps(root, [4], keep=1, attempt="a3")
+    assert step_numbers(root) == [4]
+
+
+def test_a_saved_step_is_not_written_again(root, monkeypatch, warnings):
+    objects = small()
+    saver = checkpointer(root, objects)
+    saver.save(1, {"epoch": 1})
+    before = (root / "step-000000001" / FILES[0]).stat()
+    saver.save(1, {"epoch": 1})
+    assert (root / "step-000000001" / FILES[0]).stat() == before
+    # Another attempt neither replaces a good one nor keeps silent about it.
+    levels = []
+    monkeypatch.setattr(logging, "log", lambda *args: levels.append(args[0]))
+    save_steps(root, [1], attempt="a2")
+    resumed = checkpointer(root, objects, attempt="a3")
+    resumed.restore_latest()
+    resumed.save(1, {"epoch": 1})
+    assert levels == [logging.WARNING, logging.INFO]
+    assert (root / "step-000000001" / FILES[0]).stat() == before
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_bad_checkpoint_of_the_same_step_is_replaced(root, warnings, name):
+    save_steps(root, [1, 2])
+    damage(root, "step-000000002", name, "flipped")
+    assert restored_step(root) == 1
+    save_steps(root, [2], attempt="a2")
+    assert restored_step(root) == 2
+    assert sorted(step_numbers(root)) == [1, 2]
+    assert name in warnings[-1]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+POINTS = [
+    (os, "mkdir", 1),
+    (tf.train.Checkpoint, "write", 1),
+    (files, "describe", 1),
+    *((os, "fsync", index) for index in range(1, 8)),
+    (os, "rename", 1),
+    (finder, "verify", 1),
+    (os, "rename", 2),
+    (shutil, "rmtree", 1),
+]
+
+
+@pytest.mark.parametrize(
+    "error", [Killed(), OSError(errno.ENOSPC, "No space left on device")]
+)
+@pytest.mark.parametrize(("owner", "function", "index"), POINTS)
+def test_a_failure_anywhere_in_a_save_loses_nothing(
+    root, monkeypatch, owner, function, index, error
+):
+    save_steps(root, [1])
+    left = [index]
+    original = getattr(owner, function)
+
+    def fail(*args, **options):
+        left[0] -= 1
+        if left[0] == 0:
+            raise error
+        return original(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, function, fail)
+        try:
+            save_steps(root, [2], keep=1, attempt="a2")
+        except (Killed, errors.StorageError) as raised:
+            if isinstance(raised, errors.StorageError):
+                assert raised.exit_code == 6
+                assert "No space left" in str(raised)
+                assert str(root) in str(raised)
+        except OSError:
+            # Only the verification, whose store answers for its errors.
+            assert owner is finder
+    assert left[0] <= 0
+    committed = "step-000000002" in os.listdir(root)
+    assert restored_step(root) == 1 + committed
+    save_steps(root, [2], keep=1, attempt="a3")
+    assert restored_step(root) == 2
+    save_steps(root, [3], keep=1, attempt="a4")
+    assert os.listdir(root) == ["step-000000003"]
+
+
+def test_what_tensorflow_cannot_write_is_a_storage_error(root, monkeypatch):
+    def refuse(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, "disk is full")
+
+    monkeypatch.setattr(tf.train.Checkpoint, "write", refuse)
+    with pytest.raises(errors.StorageError, match="disk is full"):
+        checkpointer(root, small()).save(1, {})
+    assert os.listdir(root) == []
+
+
+def test_an_impossible_directory_is_a_storage_error(tmp_path):
+    (tmp_path / "file").touch()
+    saver = checkpointer(tmp_path / "file" / "checkpoints", small())
+    for action in (lambda: saver.save(1, {}), saver.restore_latest):
+        with pytest.raises(errors.StorageError) as caught:
+            action()
+        assert caught.value.exit_code == 6
+
+
+@pytest.mark.parametrize(
+    "data", [b"[]", b"{", b"[" * 100_000, b"\xff", b" " * (1 << 20) + b"{}"]
+)
+def test_a_hostile_host_state_is_a_reason(root, data):
+    store = LocalStore(root)
+    staging = store.stage("step-000000001", attempt="a1")
+    (staging / "state.index").touch()
+    (staging / "host_state.json").write_bytes(data)
+    record = files.describe(
+        staging, step=1, attempt="a1", config_digest="c0ffee"
+    )
+    store.commit(staging, record)
+    with pytest.raises(errors.CheckpointError, match="host_state.json cannot"):
+        finder.find_newest(store, config_digest="c0ffee")
+
+
+def test_a_manifest_without_the_bundle_is_not_good(root):
+    store = LocalStore(root)
+    staging = store.stage("step-000000001", attempt="a1")
+    store.commit(
+        staging,
+        manifest.Manifest(
+            step=1, attempt="a1", config_digest="c0ffee", files=()
+        ),
+    )
+    with pytest.raises(errors.CheckpointError, match="state.index is not in"):
+        finder.find_newest(store, config_digest="c0ffee")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"keep": 0}, {"attempt": "a/b"}, {"config_digest": ""}],
+)
+def test_impossible_settings_are_refused(root, changes):
+    with pytest.raises(ValueError, match="must be"):
+        checkpointer(root, small(), **changes)
+
+
+def test_a_host_state_that_cannot_be_read_back_is_not_written(root):
+    saver = checkpointer(root, small())
+    with pytest.raises(ValueError, match="host state"):
+        saver.save(1, {"text": "x" * (1 << 20)})
+    with pytest.raises(TypeError):
+        saver.save(1, {"value": object()})
+    assert not root.exists()
+
+
+def test_the_files_are_what_other_tools_expect(root):
+    """The manifest is plain JSON that a shell can check."""
+    save_steps(root, [1])
+    record = json.loads((root / "step-000000001" / FILES[0]).read_bytes())
+    assert record["schema_version"] == 1
+    assert record["step"] == 1
+    assert [file["name"] for file in record["files"]] == FILES[1:]
+    for file in record["files"]:
+        path = root / "step-000000001" / file["name"]
+        assert path.stat().st_size == file["size"]

@@ -1,0 +1,266 @@
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from trainer import config, errors, flag_help
+
+RECIPES = Path(config.__file__).parent / "recipes"
+FIELDS = [field.name for field in dataclasses.fields(config.Config)]
+
+# Another legal value for every field: a new field must be classified here.
+CHANGES_RESULT = {
+    "seed": 1,
+    "dataset": "mnist",
+    "batch_size": 32,
+    "latent_dim": 64,
+    "g_learning_rate": 2e-4,
+    "d_learning_rate": 2e-4,
+    "sync_batch_norm": True,
+}
+MAY_CHANGE = {
+    "workdir": "elsewhere",
+    "resume": "must",
+    "epochs": 60,
+    "max_steps": 7,
+    "data_dir": "data",
+    "strategy": "one_device",
+    "num_logical_cpus": 2,
+    "steps_per_loop": 1,
+    "deterministic": "on",
+    "checkpoint_every_epochs": 1,
+    "keep_checkpoints": 1,
+    "sample_every_epochs": 2,
+    "num_samples": 25,
+    "log_every_steps": 1,
+}
+# Fields with a single legal value, which nothing can change yet.
+ONE_CHOICE = {"model"}
+
+
+def parse(*args: str) -> config.Config:
+    flag_values = flags.FlagValues()
+    flag_help.define_flags(config.Config, flag_values)
+    leftover = flag_values(["program", *args])[1:]
+    assert leftover == []
+    values = flag_help.values_from_flags(config.Config, flag_values)
+    return config.Config(**values)
+
+
+def changed(name: str, value: object) -> config.Config:
+    return dataclasses.replace(config.Config(), **{name: value})
+
+
+def test_defaults_are_valid_and_resolved():
+    config.Config().validate()
+    resolved = config.Config().resolve()
+    assert resolved.workdir == "./runs/digits-dcgan28"
+    assert resolved.batch_size == 64
+    assert config.Config(dataset="mnist").resolve().batch_size == 256
+    assert resolved.resolve() == resolved
+
+
+def test_given_values_are_kept_and_the_tilde_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    given = config.Config(workdir="~/run", data_dir="~/data", batch_size=8)
+    resolved = given.resolve()
+    assert resolved.workdir == "/home/someone/run"
+    assert resolved.data_dir == "/home/someone/data"
+    assert resolved.batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("workdir", "", "name of a directory"),
+        ("workdir", "gs://bucket/run", "local"),
+        ("resume", "always", "auto, never, must"),
+        ("seed", -1, "0 to 2147483647"),
+        ("seed", 2**31, "0 to 2147483647"),
+        ("epochs", 0, "1 or more"),
+        ("epochs", None, "1 or more"),
+        ("epochs", 2.5, "whole number"),
+        ("epochs", "5", "whole number"),
+        ("epochs", True, "whole number"),
+        ("max_steps", 0, "1 or more"),
+        ("dataset", "minst", "digits, mnist"),
+        ("data_dir", "", "name of a directory"),
+        ("data_dir", "data", "embedded"),
+        ("batch_size", 0, "1 or more"),
+        ("model", "dcgan", "dcgan28"),
+        ("latent_dim", 0, "1 or more"),
+        ("g_learning_rate", 0.0, "finite number above 0"),
+        ("g_learning_rate", float("nan"), "finite number above 0"),
+        ("d_learning_rate", -1e-4, "finite number above 0"),
+        ("d_learning_rate", float("inf"), "finite number above 0"),
+        ("strategy", "tpu", "one_device, mirrored"),
+        ("num_logical_cpus", -1, "0 or more"),
+        ("num_logical_cpus", 3, "--batch_size=64"),
+        ("sync_batch_norm", 1, "true or false"),
+        ("steps_per_loop", 0, "1 or more"),
+        ("deterministic", True, "auto, on, off"),
+        ("checkpoint_every_epochs", 0, "1 or more"),
+        ("keep_checkpoints", 0, "1 or more"),
+        ("sample_every_epochs", 0, "1 or more"),
+        ("num_samples", 0, "1 or more"),
+        ("log_every_steps", 0, "1 or more"),
+    ],
+)
+def test_an_illegal_value_is_named_with_its_rule(name, value, rule):
+    with pytest.raises(errors.UsageError) as raised:
+        changed(name, value).validate()
+    assert f"--{name}={value}" in str(raised.value)
+    assert rule in str(raised.value)
+
+
+def test_more_devices_than_the_strategy_uses_are_refused():
+    with pytest.raises(errors.UsageError, match="num_logical_cpus=2.*mirrored"):
+        config.Config(strategy="one_device", num_logical_cpus=2).validate()
+    config.Config(strategy="one_device", num_logical_cpus=1).validate()
+
+
+@pytest.mark.parametrize("num_logical_cpus", [0, 1, 2, 4])
+def test_a_batch_that_divides_is_accepted(num_logical_cpus):
+    config.Config(num_logical_cpus=num_logical_cpus).validate()
+
+
+def test_a_square_number_of_samples_is_not_needed():
+    config.Config(num_samples=7).validate()
+
+
+def test_flags_without_arguments_give_the_defaults():
+    assert parse() == config.Config()
+
+
+def every_other_value():
+    return (CHANGES_RESULT | MAY_CHANGE).items()
+
+
+@pytest.mark.parametrize(("name", "value"), every_other_value())
+def test_each_flag_sets_its_field(name, value):
+    assert parse(f"--{name}={value}") == changed(name, value)
+
+
+def test_a_flag_of_truth_takes_no_value():
+    assert parse("--sync_batch_norm").sync_batch_norm
+    assert not parse("--nosync_batch_norm").sync_batch_norm
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--epochs=many", "--epochs=2.5", "--g_learning_rate=fast", "--dataset="],
+)
+def test_text_that_is_no_value_is_refused_by_the_parser(flag):
+    with pytest.raises(errors.UsageError, match=f"{flag} is not valid"):
+        parse(flag)
+
+
+def test_every_field_is_classified():
+    assert set(FIELDS) == CHANGES_RESULT.keys() | MAY_CHANGE.keys() | ONE_CHOICE
+
+
+@pytest.mark.parametrize(("name", "value"), CHANGES_RESULT.items())
+def test_what_changes_the_result_changes_the_digest(name, value):
+    old, new = config.Config(), changed(name, value)
+    assert new.digest() != old.digest()
+    differing = [line.split(":")[0] for line in config.difference(old, new)]
+    # Another data set brings another default batch.
+    assert differing == ([name, "batch_size"] if name == "dataset" else [name])
+
+
+@pytest.mark.parametrize(("name", "value"), MAY_CHANGE.items())
+def test_what_may_change_leaves_the_digest(name, value):
+    old, new = config.Config(), changed(name, value)
+    assert new.digest() == old.digest()
+    assert config.difference(old, new) == []
+
+
+def test_the_model_changes_the_result():
+    old, new = config.Config(), config.Config(model="another")
+    assert new.digest() != old.digest()
+    assert config.difference(old, new) == ["model: dcgan28 -> another"]
+
+
+def test_a_default_written_out_is_no_difference():
+    old, new = config.Config(), config.Config(batch_size=64)
+    assert new.digest() == old.digest()
+    assert config.difference(old, new) == []
+
+
+@pytest.mark.parametrize(("name", "value"), every_other_value())
+def test_json_round_trip(name, value):
+    original = changed(name, value)
+    text = original.to_json()
+    assert config.Config.from_json(text, "config.json") == original
+    assert text.endswith("}\n")
+
+
+def with_changes(**changes: object) -> str:
+    return json.dumps(json.loads(config.Config().to_json()) | changes)
+
+
+def without(name: str) -> str:
+    values = json.loads(config.Config().to_json())
+    del values[name]
+    return json.dumps(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (with_changes(epoch=3), "unknown: epoch"),
+        (without("seed"), "missing: seed"),
+        (with_changes(epochs="50"), "--epochs=50"),
+        (with_changes(sync_batch_norm=0), "--sync_batch_norm=0"),
+        (with_changes(dataset=None), "--dataset=None"),
+        (with_changes(model="dcgan99"), "--model=dcgan99"),
+        (config.Config().to_json()[:-9], "Unterminated"),
+        ("", "Expecting value"),
+        ("3", "not a JSON object"),
+        (b'"\xff"', "decode"),
+    ],
+)
+def test_json_that_is_no_config_is_refused(text, complaint):
+    with pytest.raises(errors.UsageError) as raised:
+        config.Config.from_json(text, "runs/a/config.json")
+    assert "runs/a/config.json" in str(raised.value)
+    assert complaint in str(raised.value)
+
+
+def test_help_names_every_flag_with_its_default_and_topic():
+    text = flag_help.help_text(config.Config)
+    for field, option in flag_help.options(config.Config):
+        assert f"--{field.name}" in text
+        assert f"\n{option.topic}:" in f"\n{text}"
+        assert text.count(f"\n{option.topic}:") <= 1  # Fields stay grouped.
+        assert option.help.endswith(".")
+    assert "Default: 50." in text
+    assert "64 for" in text
+    assert max(map(len, text.splitlines())) < 80
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_recipes_are_valid_and_say_what_they_cost(name):
+    path = RECIPES / f"{name}.flags"
+    recipe = parse(f"--flagfile={path}")
+    recipe.validate()
+    assert recipe.resolve() == config.Config(dataset=name).resolve()
+    header = path.read_text()
+    for word in (f"recipes/{name}.flags", "Cost:", "Expected:"):
+        assert word in header
+
+
+def test_every_recipe_is_tested():
+    assert {path.stem for path in RECIPES.iterdir()} == {"digits", "mnist"}
+
+
+def test_config_and_the_entry_point_import_no_tensorflow():
+    code = (
+        "import sys; from trainer import config, main, run_directory;"
+        " sys.exit(bool({'tensorflow', 'keras'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

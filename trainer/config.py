@@ -1,0 +1,249 @@
+"""Every hyperparameter, declared once, and the rules that values must obey.
+
+The flags, `--help`, `config.json` and what may change when a run resumes are
+all derived from the fields of `Config`. To add a hyperparameter, add a field:
+`_fixed` if its value decides which weights come out, else `_free`.
+
+This module imports no TensorFlow, so a typo in a flag is answered at once.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from typing import Any, cast
+
+from trainer import errors, flag_help
+
+# The tables `data.DATASETS` and `models.MODELS` need TensorFlow; the names are
+# repeated here, and a test holds the two in agreement.
+DEFAULT_BATCH_SIZES = {"digits": 64, "mnist": 256}
+MODELS = ("dcgan28",)
+
+
+_fixed = functools.partial(flag_help.declare, True)
+_free = functools.partial(flag_help.declare, False)
+
+_RUN = "Run"
+_DATA = "Data"
+_MODEL = "Model and optimization"
+_SPEED = "Distribution and speed"
+_OUTPUT = "Output"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of one training run."""
+
+    workdir: str | None = _free(
+        _RUN,
+        None,
+        "Directory of the run: everything is written there, and the same"
+        " command continues what it finds there.",
+        "directory",
+        default_text="./runs/<dataset>-<model>",
+    )
+    resume: str = _free(
+        _RUN,
+        "auto",
+        "auto: continue the run in workdir, or start one; never: refuse if"
+        " there is a run; must: refuse if there is no checkpoint.",
+        choices=("auto", "never", "must"),
+    )
+    seed: int = _fixed(
+        _RUN,
+        0,
+        "Decides every random draw: the same seed gives the same weights.",
+        "seed",
+        minimum=0,
+        maximum=2**31 - 1,
+    )
+    epochs: int = _free(
+        _RUN,
+        50,
+        "Train until the data has been seen this often. Raise it to go on"
+        " with a finished run.",
+        "epochs",
+        minimum=1,
+    )
+    max_steps: int | None = _free(
+        _RUN,
+        None,
+        "Stop early, at this global step: for trials.",
+        "steps",
+        minimum=1,
+        default_text="no limit",
+    )
+    dataset: str = _fixed(
+        _DATA,
+        "digits",
+        "digits: 1,797 handwritten digits, nothing to download; mnist: 60,000"
+        " of them, through tensorflow-datasets or from data_dir.",
+        choices=tuple(DEFAULT_BATCH_SIZES),
+    )
+    data_dir: str | None = _free(
+        _DATA,
+        None,
+        "Directory with data prepared before: that of tensorflow-datasets, or"
+        " the original files.",
+        "directory",
+        default_text="that of tensorflow-datasets",
+    )
+    batch_size: int | None = _fixed(
+        _DATA,
+        None,
+        "Global batch: images a step, over all replicas together.",
+        "images",
+        minimum=1,
+        default_text=", ".join(
+            f"{size} for {name}" for name, size in DEFAULT_BATCH_SIZES.items()
+        ),
+    )
+    model: str = _fixed(
+        _MODEL,
+        "dcgan28",
+        "The two networks. dcgan28: the DCGAN of TensorFlow's tutorial, for"
+        " 28x28 grey images.",
+        choices=MODELS,
+    )
+    latent_dim: int = _fixed(
+        _MODEL,
+        100,
+        "Length of the random vector that an image is made from.",
+        "numbers",
+        minimum=1,
+    )
+    g_learning_rate: float = _fixed(
+        _MODEL, 1e-4, "Adam's learning rate, generator.", "rate"
+    )
+    d_learning_rate: float = _fixed(
+        _MODEL, 1e-4, "Adam's learning rate, discriminator.", "rate"
+    )
+    strategy: str = _free(
+        _SPEED,
+        "mirrored",
+        "one_device: the first GPU, or the CPU; mirrored: one replica on each"
+        " GPU of this machine, or on each logical CPU.",
+        choices=("one_device", "mirrored"),
+    )
+    num_logical_cpus: int = _free(
+        _SPEED,
+        0,
+        "Split the CPU into this many devices, so that mirrored runs as many"
+        " replicas without a GPU; 0: use the devices as they are.",
+        "devices",
+        minimum=0,
+    )
+    sync_batch_norm: bool = _fixed(
+        _SPEED,
+        False,
+        "Normalize over the global batch instead of each replica's share.",
+    )
+    steps_per_loop: int = _free(
+        _SPEED,
+        10,
+        "Steps that run on the devices for one call from Python.",
+        "steps",
+        minimum=1,
+    )
+    deterministic: str = _free(
+        _SPEED,
+        "auto",
+        "on: bit-identical repeats, slower on a GPU; auto: on where there is"
+        " no GPU.",
+        choices=("auto", "on", "off"),
+    )
+    checkpoint_every_epochs: int = _free(
+        _OUTPUT, 5, "Save the whole state this often.", "epochs", minimum=1
+    )
+    keep_checkpoints: int = _free(
+        _OUTPUT, 3, "Keep this many newest ones.", "checkpoints", minimum=1
+    )
+    sample_every_epochs: int = _free(
+        _OUTPUT, 1, "Draw the sample grid this often.", "epochs", minimum=1
+    )
+    num_samples: int = _free(
+        _OUTPUT, 16, "Images in the sample grid.", "images", minimum=1
+    )
+    log_every_steps: int = _free(
+        _OUTPUT, 10, "Write metrics this often.", "steps", minimum=1
+    )
+
+    def resolve(self) -> "Config":
+        """Fills in the defaults that depend on other values."""
+        workdir = self.workdir or f"./runs/{self.dataset}-{self.model}"
+        return dataclasses.replace(
+            self,
+            # The shell leaves the tilde of --workdir=~/run alone.
+            workdir=os.path.expanduser(workdir),
+            data_dir=self.data_dir and os.path.expanduser(self.data_dir),
+            batch_size=self.batch_size or DEFAULT_BATCH_SIZES[self.dataset],
+        )
+
+    def validate(self) -> None:
+        """Checks the values, alone and together.
+
+        Raises:
+            UsageError: The message says the value, the rule and the remedy.
+        """
+        flag_help.check_values(Config, vars(self))
+        config = self.resolve()
+        if "://" in str(config.workdir):
+            raise errors.UsageError(
+                f"--workdir={config.workdir} is not a local directory; only"
+                " those are supported at present. Name one."
+            )
+        if config.dataset == "digits" and config.data_dir:
+            raise errors.UsageError(
+                f"--data_dir={config.data_dir} has no use: --dataset=digits is"
+                " embedded. Leave --data_dir out, or choose another --dataset."
+            )
+        replicas = config.num_logical_cpus
+        if config.strategy == "one_device" and replicas > 1:
+            raise errors.UsageError(
+                f"--num_logical_cpus={replicas} needs --strategy=mirrored:"
+                " --strategy=one_device would use one of them and leave the"
+                " rest idle. Change either."
+            )
+        batch_size = cast(int, config.batch_size)
+        if replicas and batch_size % replicas:
+            raise errors.UsageError(
+                f"--batch_size={batch_size} does not divide by"
+                f" --num_logical_cpus={replicas}: {batch_size % replicas} would"
+                " be left over, and every replica takes an equal share. Change"
+                " either."
+            )
+
+    def to_json(self) -> str:
+        """Returns the config as the text of `config.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str) -> "Config":
+        """Returns the config that `to_json` wrote; errors name `source`."""
+        return cls(**flag_help.values_from_json(cls, text, source))
+
+    def digest(self) -> str:
+        """Returns 16 hex digits that stand for what decides the weights."""
+        text = json.dumps(_fixed_values(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def difference(old: Config, new: Config) -> list[str]:
+    """Returns "name: old -> new" for what differs and decides the weights."""
+    new_values = _fixed_values(new)
+    return [
+        f"{name}: {value} -> {new_values[name]}"
+        for name, value in _fixed_values(old).items()
+        if value != new_values[name]
+    ]
+
+
+def _fixed_values(config: Config) -> dict[str, Any]:
+    resolved = config.resolve()
+    return {
+        field.name: getattr(resolved, field.name)
+        for field, option in flag_help.options(Config)
+        if option.changes_result
+    }

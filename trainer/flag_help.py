@@ -1,0 +1,232 @@
+"""Dataclass fields as command line flags: their rules, parsing and help.
+
+It knows no hyperparameter; those are the fields of `config.Config`.
+"""
+
+import dataclasses
+import json
+import math
+import textwrap
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from absl import flags
+
+from trainer import errors
+
+_WIDTH = 79
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What is known of a field besides its name, type and default.
+
+    Attributes:
+        topic: Heading under which `--help` lists the flag.
+        help: What the value does, in a sentence or two.
+        unit: What the value counts or names.
+        changes_result: Whether another value gives other weights; such a
+            field must stay as it is for as long as the run is resumed.
+        choices: The legal values; empty if there is no such list.
+        minimum: The least legal whole number.
+        maximum: The greatest legal whole number.
+        default_text: The default in words, where it is not a constant.
+    """
+
+    topic: str
+    help: str
+    unit: str
+    changes_result: bool
+    choices: tuple[str, ...] = ()
+    minimum: int | None = None
+    maximum: int | None = None
+    default_text: str = ""
+
+
+def declare(
+    changes_result: bool,
+    topic: str,
+    default: Any,
+    help: str,
+    unit: str = "",
+    **rules: Any,
+) -> Any:
+    """Returns a dataclass field with an `Option` made from the arguments."""
+    option = Option(topic, help, unit, changes_result, **rules)
+    return dataclasses.field(default=default, metadata={"option": option})
+
+
+def options(config_type: type) -> Iterator[tuple[dataclasses.Field, Option]]:
+    """Yields the fields of `config_type`, each with its option."""
+    for field in dataclasses.fields(config_type):
+        yield field, field.metadata["option"]
+
+
+def check_values(config_type: type, values: Mapping[str, Any]) -> None:
+    """Raises UsageError for the first value that breaks its field's rule."""
+    for field, option in options(config_type):
+        value = values[field.name]
+        if not _obeys(field, option, value):
+            raise _illegal(field, option, value)
+
+
+def define_flags(
+    config_type: type, flag_values: flags.FlagValues = flags.FLAGS
+) -> None:
+    """Defines one flag in `flag_values` for each field of `config_type`."""
+    for field, option in options(config_type):
+        flag = flags.Flag(
+            _Parser(field, option),
+            None,
+            field.name,
+            field.default,
+            option.help,
+            boolean=_kind(field) is bool,
+        )
+        flags.DEFINE_flag(flag, flag_values)
+
+
+def values_from_flags(
+    config_type: type, flag_values: flags.FlagValues
+) -> dict[str, Any]:
+    """Returns the value of every field's flag, by name."""
+    return {
+        field.name: flag_values[field.name].value
+        for field, _ in options(config_type)
+    }
+
+
+def values_from_json(
+    config_type: type, text: str | bytes, source: str
+) -> dict[str, Any]:
+    """Returns the value of every field from the JSON object `text`, by name.
+
+    Raises:
+        UsageError: The fields and the object do not agree, or a value breaks
+            its field's rule; the message names `source`.
+    """
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("it is not a JSON object")
+        known = {field.name for field, _ in options(config_type)}
+        if unknown := sorted(values.keys() - known):
+            raise ValueError(f"unknown: {', '.join(unknown)}")
+        if missing := sorted(known - values.keys()):
+            raise ValueError(f"missing: {', '.join(missing)}")
+        check_values(config_type, values)
+    except (ValueError, errors.UsageError) as error:
+        raise errors.UsageError(
+            f"{source} is not a config of this version: {error}"
+        ) from error
+    return values
+
+
+def help_text(config_type: type) -> str:
+    """Returns the flags of `config_type` under their topics."""
+    lines = []
+    topic = ""
+    for field, option in options(config_type):
+        if option.topic != topic:
+            topic = option.topic
+            lines += ["", f"{topic}:"]
+        lines.append(f"  {_usage(field, option)}")
+        text = f"{option.help} Default: {_default_text(field, option)}."
+        indent = " " * 6
+        lines += textwrap.wrap(
+            text, _WIDTH, initial_indent=indent, subsequent_indent=indent
+        )
+    return "\n".join(lines[1:])
+
+
+class _Parser(flags.ArgumentParser):
+    """Turns a flag's text into a value that obeys the field's rule."""
+
+    def __init__(self, field: dataclasses.Field, option: Option) -> None:
+        self._field = field
+        self._option = option
+        self.syntactic_help = option.help
+
+    def parse(self, argument: Any) -> Any:
+        """Returns the value that the text `argument` stands for.
+
+        Raises:
+            UsageError: The text stands for no legal value.
+        """
+        kind = _kind(self._field)
+        value = argument
+        try:
+            if kind is bool:
+                value = flags.BooleanParser().parse(argument)
+            elif kind is not str:
+                value = kind(argument)
+        except (TypeError, ValueError):
+            pass  # It is still text, which the rule below refuses.
+        if not _obeys(self._field, self._option, value):
+            raise _illegal(self._field, self._option, argument)
+        return value
+
+
+def _kind(field: dataclasses.Field) -> type:
+    """Returns `int` for a field of type `int` or `int | None`."""
+    alternatives = typing.get_args(field.type)
+    return alternatives[0] if alternatives else typing.cast(type, field.type)
+
+
+def _obeys(field: dataclasses.Field, option: Option, value: Any) -> bool:
+    if value is None:
+        return field.default is None
+    kind = _kind(field)
+    exact_type = type(value)
+    if exact_type is not kind:  # True is an int, but it counts nothing.
+        return False
+    if kind is str:
+        return value in option.choices if option.choices else value != ""
+    if kind is float:
+        return math.isfinite(value) and value > 0
+    if kind is int:
+        low, high = option.minimum, option.maximum
+        return (low is None or value >= low) and (high is None or value <= high)
+    return True
+
+
+def _rule(field: dataclasses.Field, option: Option) -> str:
+    kind = _kind(field)
+    if option.choices:
+        return f"one of {', '.join(option.choices)}"
+    if kind is bool:
+        return "true or false"
+    if kind is float:
+        return "a finite number above 0"
+    if kind is str:
+        return f"the name of a {option.unit}"
+    if option.maximum is not None:
+        return f"a whole number from {option.minimum} to {option.maximum}"
+    return f"a whole number, {option.minimum} or more"
+
+
+def _illegal(
+    field: dataclasses.Field, option: Option, value: Any
+) -> errors.UsageError:
+    return errors.UsageError(
+        f"--{field.name}={value} is not valid: the value must be"
+        f" {_rule(field, option)}. Without the flag it is"
+        f" {_default_text(field, option)}."
+    )
+
+
+def _default_text(field: dataclasses.Field, option: Option) -> str:
+    if option.default_text:
+        return option.default_text
+    if _kind(field) is bool:
+        return str(field.default).lower()
+    return str(field.default)
+
+
+def _usage(field: dataclasses.Field, option: Option) -> str:
+    if _kind(field) is bool:
+        return f"--{field.name}, --no{field.name}"
+    if option.choices:
+        return f"--{field.name}={{{','.join(option.choices)}}}"
+    return f"--{field.name}=<{option.unit}>"

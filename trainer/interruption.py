@@ -1,0 +1,95 @@
+"""Ctrl-C and SIGTERM: once to stop after the running steps, twice to stop now.
+
+Python runs a signal handler only between two bytecodes of the main thread,
+which may sit in one TensorFlow call for seconds. The signals are therefore
+taken from a pipe by a thread of their own.
+"""
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """While entered, the first signal sets `requested`; the second exits.
+
+    Use it in the main thread, the only one that may set signal handlers.
+    """
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether to save and stop."""
+        return self._first is not None
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the number of the first signal, as shells count: 130 or 143.
+
+        Raises:
+          RuntimeError: nothing was requested.
+        """
+        if self._first is None:
+            raise RuntimeError("No signal has arrived.")
+        return 128 + self._first
+
+    def __enter__(self) -> "Interruption":
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)  # As set_wakeup_fd asks.
+        self._old_wakeup_fd = signal.set_wakeup_fd(self._writer)
+        self._old_handlers = {
+            number: signal.signal(number, _leave_to_thread)
+            for number in _SIGNALS
+        }
+        self._thread = threading.Thread(
+            target=self._listen, name="interruption", daemon=True
+        )
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_wakeup_fd)
+        os.close(self._writer)  # Ends the thread.
+        self._thread.join()
+        os.close(self._reader)
+
+    def _listen(self) -> None:
+        while number := os.read(self._reader, 1):
+            if number[0] in _SIGNALS:
+                self._receive(number[0])
+
+    def _receive(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self._first is None:
+            self._first = number
+            _tell(
+                f"{name}: finishing the running steps, then saving. "
+                "Once more stops at once."
+            )
+            return
+        _tell(f"{name} again: stopping at once; what was saved stays.")
+        # Nothing is left half-written: files appear by renames.
+        os._exit(128 + number)
+
+
+def _leave_to_thread(number: int, frame: FrameType | None) -> None:
+    """Replaces the default action; the byte is in the pipe by now."""
+
+
+def _tell(message: str) -> None:
+    # A progress bar may have left the cursor in the middle of its line.
+    sys.stderr.write(f"\n{message}\n")
+    sys.stderr.flush()

@@ -1,0 +1,135 @@
+"""Trains a GAN: `python -m trainer.main --strategy=mirrored`.
+
+This module is kept short on purpose: it turns the command line into a
+`Config`, calls `train.run` and turns what comes back into an exit code.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from absl import logging as absl_logging
+
+from trainer import config, errors, flag_help
+
+_HELP = """\
+Trains a GAN. The same command again continues where the run stands.
+
+usage: python -m trainer.main [--flag=value ...]
+
+examples:
+  python -m trainer.main --strategy=mirrored
+      The default: 50 epochs on handwritten digits, nothing to download.
+  python -m trainer.main --num_logical_cpus=2
+      The same on two replicas, without a GPU.
+  python -m trainer.main --flagfile={recipes}/mnist.flags --epochs=5
+      A recipe, and flags after it that override its own.
+
+{flags}
+
+Other:
+  --flagfile=<file>
+      Read flags from a file, one a line. Recipes are in
+      {recipes}
+  --help
+      Show this text.
+
+exit codes: 0 done, 2 usage, 3 data, 4 no good checkpoint, 5 diverged,
+6 storage, 130 interrupted, 143 preempted."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line `argv`, program name first; returns its exit code.
+
+    TensorFlow takes seconds to import, so `trainer.train` is imported here,
+    after the flags have turned out to be valid.
+    """
+    if {"--help", "-help", "-h"}.intersection(argv[1:]):
+        _print_help()
+        return 0
+    try:
+        valid_config = _read_command_line(argv)
+        _configure_logging()
+        from trainer import train
+
+        return train.run(valid_config)
+    except errors.TrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return errors.EXIT_INTERRUPTED
+
+
+def _print_help() -> None:
+    flags_by_topic = flag_help.help_text(config.Config)
+    try:
+        print(
+            _HELP.format(flags=flags_by_topic, recipes=_recipes()), flush=True
+        )
+    except BrokenPipeError:
+        # `--help | head` has read enough. Python flushes once more at exit,
+        # and that must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _read_command_line(argv: Sequence[str]) -> config.Config:
+    # A set of our own: absl's holds the flags of every imported library too,
+    # and can be parsed only once in a process.
+    flag_values = flags.FlagValues()
+    flag_help.define_flags(config.Config, flag_values)
+    try:
+        leftover = flag_values(argv)[1:]
+    except (flags.Error, ValueError) as error:
+        raise errors.UsageError(
+            f"{error}\n`python -m trainer.main --help` lists the flags; recipes"
+            f" for --flagfile are in {_recipes()}"
+        ) from error
+    if leftover:
+        raise errors.UsageError(
+            f"{leftover[0]!r} is not a flag, and only flags are understood:"
+            " --name=value, or --name and --noname for what is true or false."
+            " `python -m trainer.main --help` lists them."
+        )
+    values = flag_help.values_from_flags(config.Config, flag_values)
+    unresolved = config.Config(**values)
+    unresolved.validate()
+    return unresolved.resolve()
+
+
+def _recipes() -> Path:
+    """Returns the recipes' directory, which an installed package has too."""
+    directory = Path(__file__).parent / "recipes"
+    here = Path.cwd()
+    if directory.is_relative_to(here):
+        return directory.relative_to(here)
+    return directory
+
+
+class _Formatter(logging.Formatter):
+    """Shows the level of a message only where it is more than information."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.levelno <= logging.INFO:
+            return text
+        return f"{record.levelname.lower()}: {text}"
+
+
+def _configure_logging() -> None:
+    # 2 leaves errors. Below that, TensorFlow's C++ side reports at every start
+    # what it was compiled with; set the variable to see that. A few lines are
+    # written while TensorFlow is imported, before it looks at the variable.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter())
+    # On the root, so that the warnings of libraries look like ours.
+    logging.basicConfig(handlers=[handler])
+    absl_logging.set_verbosity(absl_logging.INFO)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

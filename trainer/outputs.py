@@ -1,0 +1,118 @@
+"""What a run shows while it trains: progress, metrics and pictures."""
+
+import numpy as np
+
+from trainer import atomic_file, samples
+from trainer.metric_writer import MetricWriter
+from trainer.progress import Progress
+from trainer.run_directory import RunDirectory
+from trainer.schedule import Schedule
+
+
+class Outputs:
+    """Feeds the progress bar, the metric files and the sample pictures."""
+
+    def __init__(
+        self,
+        *,
+        directory: RunDirectory,
+        schedule: Schedule,
+        sampler: samples.Sampler,
+        global_batch_size: int,
+        first_step: int,
+    ) -> None:
+        """Opens the files for a run that goes on after `first_step`.
+
+        Raises:
+          StorageError: they cannot be written.
+        """
+        self._directory = directory
+        self._schedule = schedule
+        self._sampler = sampler
+        self._global_batch_size = global_batch_size
+        self._metrics = MetricWriter(
+            metrics=directory.metrics,
+            events=directory.events,
+            first_step=first_step,
+        )
+        self._progress = Progress(
+            first_step=first_step,
+            last_step=schedule.last_step,
+            epochs=schedule.epochs,
+        )
+        # Of the steps since the last logged one.
+        self._num_steps = 0
+        self._secs = 0.0
+        self._data_wait_secs = 0.0
+
+    def show_real(self, images: np.ndarray) -> None:
+        """Writes `real.png` from training samples, uint8 [B, H, W, C]."""
+        png = samples.to_png(samples.make_grid(images))
+        atomic_file.make_directory(self._directory.samples)
+        atomic_file.write_bytes(self._directory.samples / "real.png", png)
+        self._metrics.write_image(0, "samples/real", png)
+
+    def record(
+        self,
+        *,
+        step: int,
+        num_steps: int,
+        secs: float,
+        metrics: dict[str, float],
+    ) -> None:
+        """Takes what `num_steps` steps up to `step` gave and took.
+
+        Args:
+          step: the last of them.
+          num_steps: how many they were.
+          secs: how long they took.
+          metrics: from `TrainStep.run`.
+        """
+        self._num_steps += num_steps
+        self._secs += secs
+        self._data_wait_secs += metrics["data_wait_secs"]
+        images_per_sec = self._num_steps * self._global_batch_size / self._secs
+        epoch = self._schedule.epoch(step)
+        self._progress.update(
+            step=step,
+            epoch=epoch,
+            g_loss=metrics["g_loss"],
+            d_loss=metrics["d_loss"],
+            images_per_sec=images_per_sec,
+        )
+        if self._schedule.logs_at(step):
+            scalars = {
+                "epoch": epoch,
+                **metrics,
+                "images_per_sec": images_per_sec,
+                "data_wait_secs": self._data_wait_secs,
+            }
+            self._metrics.write_scalars(step, scalars)
+            self._num_steps, self._secs, self._data_wait_secs = 0, 0.0, 0.0
+
+    def draw_samples(self, step: int) -> None:
+        """Writes the grid of the epoch that ends with `step`."""
+        epoch = self._schedule.epoch(step)
+        images = samples.to_uint8(self._sampler.sample())
+        png = samples.to_png(samples.make_grid(images))
+        path = samples.epoch_path(self._directory.samples, epoch)
+        atomic_file.write_bytes(path, png)
+        self._metrics.write_image(step, "samples/generated", png)
+
+    def flush(self) -> None:
+        """Puts on the disk what the next checkpoint stands for."""
+        self._metrics.flush()
+
+    def make_film(self) -> None:
+        """Writes `training.gif` from the grids so far."""
+        samples.write_film(
+            self._directory.samples, epochs=self._schedule.epochs
+        )
+
+    def __enter__(self) -> "Outputs":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Ends the progress bar and closes the files."""
+        self._progress.close()
+        self._metrics.close()

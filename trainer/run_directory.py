@@ -1,0 +1,205 @@
+"""The directory that is the identity of a run: what is in it, who may use it.
+
+Running the same command again continues the run in its directory. A command
+whose hyperparameters would give other weights is refused, because its
+checkpoints would belong to neither of the two.
+"""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from trainer import atomic_file, errors
+from trainer import config as config_lib
+
+_PACKAGES = ("tensorflow", "keras", "numpy")
+_GIT_TIMEOUT_SECS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """The paths of a run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config; a directory without it holds no run."""
+        return self.root / "config.json"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, machine and command line of the latest attempt."""
+        return self.root / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object for each logged step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """TensorBoard's directory."""
+        return self.root / "events"
+
+    @property
+    def samples(self) -> Path:
+        """The directory of the pictures."""
+        return self.root / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory with one directory for each saved step."""
+        return self.root / "checkpoints"
+
+
+def check(config: config_lib.Config) -> RunDirectory:
+    """Returns the directory of a resolved config; writes nothing.
+
+    Raises:
+        UsageError: The directory holds what this config cannot continue.
+        CheckpointError: There is nothing to continue and `resume` is "must".
+        StorageError: The directory cannot be read or written.
+    """
+    run = RunDirectory(Path(str(config.workdir)))
+    try:
+        _check_writable(run.root)
+        if run.config.exists():
+            _check_continues(run, config)
+        else:
+            _check_starts(run, config)
+    except OSError as error:
+        path = error.filename or run.root
+        raise atomic_file.storage_error("read", path, error) from error
+    return run
+
+
+def prepare(config: config_lib.Config, attempt: str) -> RunDirectory:
+    """Checks the directory of a resolved config, then records this attempt.
+
+    Args:
+        config: What `config.json` will hold.
+        attempt: Name of this start of the run, new each time.
+
+    Raises:
+        UsageError: The directory holds what this config cannot continue.
+        CheckpointError: There is nothing to continue and `resume` is "must".
+        StorageError: The directory cannot be read or written.
+    """
+    run = check(config)
+    atomic_file.make_directory(run.root)
+    atomic_file.write_bytes(run.config, config.to_json().encode())
+    text = json.dumps(_environment(attempt), indent=2) + "\n"
+    atomic_file.write_bytes(run.environment, text.encode())
+    return run
+
+
+def _check_writable(root: Path) -> None:
+    existing = root.absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise errors.StorageError(
+            f"--workdir={root} cannot be a directory: {existing} is a file."
+            " Choose another --workdir."
+        )
+    if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
+        raise errors.StorageError(
+            f"--workdir={root} cannot be written: {existing} does not permit"
+            " it. Change its permissions or choose another --workdir."
+        )
+
+
+def _check_continues(run: RunDirectory, config: config_lib.Config) -> None:
+    if config.resume == "never":
+        raise errors.UsageError(
+            f"--resume=never, but {run.root} holds a run. Choose another"
+            " --workdir, or leave --resume out to continue that run."
+        )
+    try:
+        old_config = config_lib.Config.from_json(
+            run.config.read_bytes(), source=str(run.config)
+        )
+    except errors.UsageError as error:
+        raise errors.UsageError(
+            f"The run in {run.root} cannot be continued. {error}. Repair the"
+            " file, or choose another --workdir; nothing was changed."
+        ) from error
+    if changes := config_lib.difference(old_config, config):
+        raise errors.UsageError(
+            f"The run in {run.root} has other settings, and to continue it"
+            " with these would give the weights of neither:\n  "
+            + "\n  ".join(changes)
+            + "\nChoose another --workdir, or go back to the old values."
+        )
+
+
+def _check_starts(run: RunDirectory, config: config_lib.Config) -> None:
+    for path in (run.checkpoints, run.metrics, run.samples, run.events):
+        if path.exists():
+            raise errors.UsageError(
+                f"{run.root} holds {path.name} but no {run.config.name}, so"
+                " nothing tells which run that is. Put the file back, or"
+                " choose another --workdir; nothing was changed."
+            )
+    if config.resume == "must":
+        raise errors.CheckpointError(
+            f"--resume=must, but {run.root} holds no run. Correct --workdir,"
+            " or leave --resume out to start one."
+        )
+
+
+def _environment(attempt: str) -> dict[str, Any]:
+    """Describes where the run runs, without environment variables.
+
+    Those hold people's passwords and keys, and run directories get shared.
+    """
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {
+        "attempt": attempt,
+        "started": now.isoformat(timespec="seconds"),
+        "command": sys.orig_argv,
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "num_cpus": os.cpu_count(),
+    }
+
+
+def _version(package: str) -> str | None:
+    # The same modules also come in packages of other names (tensorflow-cpu).
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Returns the commit of this code, with "-dirty" if files differ from it.
+
+    None in an installed package: a repository around that is another project.
+    """
+    source = Path(__file__).parent.parent
+    if not (source / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        result = subprocess.run(
+            [*command, "--exclude=*"],
+            cwd=source,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_GIT_TIMEOUT_SECS,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

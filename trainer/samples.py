@@ -1,0 +1,128 @@
+"""Pictures of what the generator makes: the grids, and the film of them."""
+
+import io
+import math
+import pathlib
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import PIL.Image
+import tensorflow as tf
+
+from trainer import atomic_file, randomness
+
+_PADDING_PIXELS = 2
+_MIN_WIDTH_PIXELS = 480
+_FILM_SECS = 5.0
+_LAST_FRAME_SECS = 2.0
+
+
+class Sampler:
+    """Makes the same samples' successors: its latents never change."""
+
+    def __init__(
+        self,
+        generator: keras.Model,
+        *,
+        latent_dim: int,
+        num_samples: int,
+        seed: int,
+    ) -> None:
+        """Draws the latents [num_samples, latent_dim] from the run's seed."""
+        self._latents = randomness.Draws(
+            seed=seed, purpose="sample latents", step=0
+        ).normal((num_samples, latent_dim))
+        self._generate = tf.function(
+            lambda latents: generator(latents, training=False)
+        )
+
+    def sample(self) -> np.ndarray:
+        """Returns samples [num_samples, ...] in [-1, 1]."""
+        return self._generate(self._latents).numpy()
+
+
+def to_uint8(samples: np.ndarray) -> np.ndarray:
+    """Maps [-1, 1] to the nearest of 0 ... 255; what is beyond is clipped."""
+    return np.clip(np.rint((samples + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def make_grid(images: np.ndarray) -> np.ndarray:
+    """Lays out images in a near-square grid, row by row.
+
+    Args:
+      images: uint8 [B, H, W, C] with C 1 or 3.
+
+    Returns:
+      uint8 [grid H, grid W, C]; small images are enlarged by a whole factor.
+    """
+    num_images, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(num_images))
+    rows = math.ceil(num_images / columns)
+    cell_height, cell_width = height + _PADDING_PIXELS, width + _PADDING_PIXELS
+    grid = np.full(
+        [
+            rows * cell_height + _PADDING_PIXELS,
+            columns * cell_width + _PADDING_PIXELS,
+            channels,
+        ],
+        255,
+        np.uint8,
+    )
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        top = row * cell_height + _PADDING_PIXELS
+        left = column * cell_width + _PADDING_PIXELS
+        grid[top : top + height, left : left + width] = image
+    factor = max(1, round(_MIN_WIDTH_PIXELS / grid.shape[1]))
+    return grid.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def to_png(image: np.ndarray) -> bytes:
+    """Encodes an image, uint8 [H, W, C] with C 1 or 3."""
+    pixels = image[..., 0] if image.shape[-1] == 1 else image
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def epoch_path(directory: pathlib.Path, epoch: int) -> pathlib.Path:
+    """Where the grid of an epoch is."""
+    return directory / f"epoch_{epoch:04d}.png"
+
+
+def write_film(directory: pathlib.Path, *, epochs: int) -> None:
+    """Writes `training.gif` from the grids of epochs 1 to `epochs`.
+
+    Raises:
+      StorageError: a grid cannot be read or the film cannot be written.
+    """
+    paths = [
+        path
+        for epoch in range(1, epochs + 1)
+        if (path := epoch_path(directory, epoch)).exists()
+    ]
+    try:
+        frames = [_read_frame(path) for path in paths]
+    except OSError as error:
+        raise atomic_file.storage_error("read", directory, error) from error
+    buffer = io.BytesIO()
+    frames[0].save(
+        buffer,
+        format="GIF",
+        save_all=True,
+        append_images=frames[1:],
+        duration=_durations_msecs(frames),
+        loop=0,
+    )
+    atomic_file.write_bytes(directory / "training.gif", buffer.getvalue())
+
+
+def _read_frame(path: pathlib.Path) -> PIL.Image.Image:
+    with PIL.Image.open(path) as image:
+        return image.copy()
+
+
+def _durations_msecs(frames: Sequence[PIL.Image.Image]) -> list[int]:
+    each = round(1000 * min(0.5, _FILM_SECS / len(frames)))
+    return [each] * (len(frames) - 1) + [round(1000 * _LAST_FRAME_SECS)]

@@ -1,0 +1,87 @@
+"""Everything that training changes, in one object: what is saved is this."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from trainer import optimizers
+
+
+class TrainState:
+    """Both networks, both optimizers and the global step.
+
+    Attributes:
+      generator: latents [B, latent_dim] -> samples [B, ...].
+      discriminator: samples [B, ...] -> logits [B, 1].
+      g_optimizer: the generator's.
+      d_optimizer: the discriminator's.
+      global_step: int64, the number of finished rounds; one round updates both
+        networks on every replica.
+    """
+
+    def __init__(
+        self,
+        *,
+        build_generator: Callable[[], keras.Model],
+        build_discriminator: Callable[[], keras.Model],
+        g_learning_rate: float,
+        d_learning_rate: float,
+        seed: int,
+    ) -> None:
+        """Builds and initializes; call under the strategy's scope.
+
+        Initial weights are a function of `seed` and of the networks alone.
+
+        Raises:
+          ValueError: the networks share a variable or keep random state.
+        """
+        keras.utils.set_random_seed(seed)
+        self.generator = build_generator()
+        self.discriminator = build_discriminator()
+        _check_networks(self.generator, self.discriminator)
+        self.g_optimizer = optimizers.Adam(
+            [v.value for v in self.generator.trainable_variables],
+            learning_rate=g_learning_rate,
+        )
+        self.d_optimizer = optimizers.Adam(
+            [v.value for v in self.discriminator.trainable_variables],
+            learning_rate=d_learning_rate,
+        )
+        self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def as_checkpoint(self) -> tf.train.Checkpoint:
+        """Returns the objects to save and restore, by name."""
+        return tf.train.Checkpoint(
+            generator=self.generator,
+            discriminator=self.discriminator,
+            g_optimizer=self.g_optimizer,
+            d_optimizer=self.d_optimizer,
+            global_step=self.global_step,
+        )
+
+
+def _check_networks(generator: keras.Model, discriminator: keras.Model) -> None:
+    """Refuses networks that could not be trained or resumed correctly."""
+    shared = {id(v) for v in generator.variables} & {
+        id(v) for v in discriminator.variables
+    }
+    if shared:
+        raise ValueError(
+            f"The generator and the discriminator share {len(shared)} "
+            "variables; each must own its variables, since each is updated "
+            "against the other."
+        )
+    for network in (generator, discriminator):
+        stateful = [
+            v.path
+            for v in network.non_trainable_variables
+            if "seed_generator_state" in v.path
+        ]
+        if stateful:
+            raise ValueError(
+                f"{network.name} has layers with a random state of their own "
+                f"({', '.join(stateful)}), which is the same on every replica "
+                "and is not resumed; draw from trainer.randomness instead (for "
+                "dropout: trainer.models.layers.Dropout)."
+            )
