@@ -1,5 +1,6 @@
 """Devices and seeds for all tests: four replicas' worth of logical CPUs."""
 
+import itertools
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -12,6 +13,25 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * 4,
 )
+# Starts TensorFlow, so that no test can split the CPU otherwise.
+tf.config.list_logical_devices("CPU")
+
+
+class _FreshKeys:
+    """Gives each strategy collective keys of its own.
+
+    TensorFlow numbers the groups of every strategy from 1, and a group keeps
+    its size for the life of the process: strategies of two sizes would abort
+    each other. A training process has one strategy; the tests have many.
+    """
+
+    _bases = itertools.count(start=1000, step=1000)
+
+    def __get__(self, instance: object, owner: type) -> int:
+        return next(self._bases)
+
+
+tf.distribute.MirroredStrategy._collective_key_base = _FreshKeys()
 
 
 @pytest.fixture(autouse=True)

@@ -1,1 +1,1 @@
-"""Distributed GAN training on TensorFlow: right, fast, and never loses a run."""
+"""Distributed GAN training on TensorFlow that never loses a run."""

@@ -12,11 +12,11 @@ import functools
 import hashlib
 import json
 import os
-from typing import Any, cast
+from typing import Any
 
 from trainer import errors, flag_help
 
-# The tables `data.DATASETS` and `models.MODELS` need TensorFlow; the names are
+# The tables `data.DATASETS` and `models.MODELS` import much; the names are
 # repeated here, and a test holds the two in agreement.
 DEFAULT_BATCH_SIZES = {"digits": 64, "mnist": 256}
 MODELS = ("dcgan28",)
@@ -170,6 +170,11 @@ class Config:
         _OUTPUT, 10, "Write metrics this often.", "steps", minimum=1
     )
 
+    @property
+    def global_batch_size(self) -> int:
+        """`batch_size`, or the default of the data set."""
+        return self.batch_size or DEFAULT_BATCH_SIZES[self.dataset]
+
     def resolve(self) -> "Config":
         """Fills in the defaults that depend on other values."""
         workdir = self.workdir or f"./runs/{self.dataset}-{self.model}"
@@ -178,7 +183,7 @@ class Config:
             # The shell leaves the tilde of --workdir=~/run alone.
             workdir=os.path.expanduser(workdir),
             data_dir=self.data_dir and os.path.expanduser(self.data_dir),
-            batch_size=self.batch_size or DEFAULT_BATCH_SIZES[self.dataset],
+            batch_size=self.global_batch_size,
         )
 
     def validate(self) -> None:
@@ -206,7 +211,7 @@ class Config:
                 " --strategy=one_device would use one of them and leave the"
                 " rest idle. Change either."
             )
-        batch_size = cast(int, config.batch_size)
+        batch_size = config.global_batch_size
         if replicas and batch_size % replicas:
             raise errors.UsageError(
                 f"--batch_size={batch_size} does not divide by"
@@ -225,8 +230,18 @@ class Config:
         return cls(**flag_help.values_from_json(cls, text, source))
 
     def digest(self) -> str:
-        """Returns 16 hex digits that stand for what decides the weights."""
-        text = json.dumps(_fixed_values(self), sort_keys=True)
+        """Returns 16 hex digits that stand for what decides the weights.
+
+        Defaults do not count, so that a field which is added later, and whose
+        default is what was done before, fits the checkpoints of older runs.
+        """
+        defaults = {f.name: f.default for f, _ in flag_help.options(Config)}
+        changed = {
+            name: value
+            for name, value in _fixed_values(self).items()
+            if value != defaults[name]
+        }
+        text = json.dumps(changed, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -100,11 +100,14 @@ def values_from_flags(
 def values_from_json(
     config_type: type, text: str | bytes, source: str
 ) -> dict[str, Any]:
-    """Returns the value of every field from the JSON object `text`, by name.
+    """Returns the values in the JSON object `text`, by name.
+
+    A field that is missing is one that is newer than the text: its default
+    stands for what was done before it existed.
 
     Raises:
-        UsageError: The fields and the object do not agree, or a value breaks
-            its field's rule; the message names `source`.
+        UsageError: The object has what is no field, or a value breaks its
+            field's rule; the message names `source`.
     """
     try:
         values = json.loads(text)
@@ -113,8 +116,6 @@ def values_from_json(
         known = {field.name for field, _ in options(config_type)}
         if unknown := sorted(values.keys() - known):
             raise ValueError(f"unknown: {', '.join(unknown)}")
-        if missing := sorted(known - values.keys()):
-            raise ValueError(f"missing: {', '.join(missing)}")
         check_values(config_type, values)
     except (ValueError, errors.UsageError) as error:
         raise errors.UsageError(

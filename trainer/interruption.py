@@ -5,6 +5,7 @@ which may sit in one TensorFlow call for seconds. The signals are therefore
 taken from a pipe by a thread of their own.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -90,6 +91,8 @@ def _leave_to_thread(number: int, frame: FrameType | None) -> None:
 
 
 def _tell(message: str) -> None:
-    # A progress bar may have left the cursor in the middle of its line.
-    sys.stderr.write(f"\n{message}\n")
-    sys.stderr.flush()
+    # Ctrl-C ends the whole pipeline, so nobody may be reading any more.
+    with contextlib.suppress(OSError):
+        # A progress bar may have left the cursor in the middle of its line.
+        sys.stderr.write(f"\n{message}\n")
+        sys.stderr.flush()

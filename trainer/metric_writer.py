@@ -1,11 +1,14 @@
 """What people look at: `metrics.jsonl` and TensorBoard's event files."""
 
+import contextlib
 import json
+import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import tensorflow as tf
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -13,7 +16,10 @@ from trainer import atomic_file
 
 
 class MetricWriter:
-    """Writes scalars and images for the global steps of one run."""
+    """Writes scalars and images for the global steps of one run.
+
+    Every method raises `StorageError` if a file cannot be written.
+    """
 
     def __init__(
         self, *, metrics: pathlib.Path, events: pathlib.Path, first_step: int
@@ -27,16 +33,14 @@ class MetricWriter:
           metrics: the file of one JSON object a line.
           events: TensorBoard's directory.
           first_step: the step that the run continues after.
-
-        Raises:
-          StorageError: one of them cannot be written.
         """
-        try:
+        self._metrics_path = metrics
+        self._events_path = events
+        with _storage_errors(metrics):
             _drop_records_after(metrics, first_step)
             self._metrics = open(metrics, "a", encoding="utf-8")
+        with _storage_errors(events):
             self._events = EventFileWriter(str(events))
-        except OSError as error:
-            raise atomic_file.storage_error("write", metrics, error) from error
         # Tells TensorBoard to drop what older files hold from here on.
         self._add_event(
             first_step + 1,
@@ -46,8 +50,9 @@ class MetricWriter:
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Writes one record; TensorBoard gets every number in it."""
         record = {"step": step, **scalars}
-        self._metrics.write(json.dumps(record) + "\n")
-        self._metrics.flush()
+        with _storage_errors(self._metrics_path):
+            self._metrics.write(json.dumps(record) + "\n")
+            self._metrics.flush()
         values = [
             summary_pb2.Summary.Value(tag=name, simple_value=value)
             for name, value in scalars.items()
@@ -61,18 +66,32 @@ class MetricWriter:
         self._add_event(step, summary=summary_pb2.Summary(value=[value]))
 
     def flush(self) -> None:
-        """Hands everything to the operating system."""
-        self._events.flush()
+        """Puts the records on the disk, and hands the events to the system."""
+        with _storage_errors(self._metrics_path):
+            os.fsync(self._metrics.fileno())
+        with _storage_errors(self._events_path):
+            self._events.flush()
 
     def close(self) -> None:
         """Flushes and closes both."""
-        self._metrics.close()
-        self._events.close()
+        with _storage_errors(self._metrics_path):
+            self._metrics.close()
+        with _storage_errors(self._events_path):
+            self._events.close()
 
     def _add_event(self, step: int, **what: Any) -> None:
-        self._events.add_event(
-            event_pb2.Event(wall_time=time.time(), step=step, **what)
-        )
+        event = event_pb2.Event(wall_time=time.time(), step=step, **what)
+        with _storage_errors(self._events_path):
+            self._events.add_event(event)
+
+
+@contextlib.contextmanager
+def _storage_errors(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    # TensorBoard writes with TensorFlow, which has errors of its own.
+    except (OSError, tf.errors.OpError) as error:
+        raise atomic_file.storage_error("write", path, error) from error
 
 
 def _drop_records_after(path: pathlib.Path, step: int) -> None:

@@ -1,11 +1,13 @@
 """How far training is, for a person: a bar, or plain lines in a log file."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
 from typing import TextIO
 
 import tqdm
+from tqdm.contrib import logging as tqdm_logging
 
 _SECS_BETWEEN_LINES = 10.0
 
@@ -30,14 +32,18 @@ class Progress:
         self._start: tuple[float, int] | None = None
         self._last_line_time = clock()
         self._bar = None
+        self._open = contextlib.ExitStack()
         if stream.isatty():
             self._bar = tqdm.tqdm(
                 total=last_step,
                 initial=first_step,
                 file=stream,
-                bar_format="{desc} |{bar}| {postfix}",
+                bar_format="starting |{bar}|",
                 dynamic_ncols=True,
             )
+            self._open.enter_context(self._bar)
+            # Puts log lines above the bar instead of into it.
+            self._open.enter_context(tqdm_logging.logging_redirect_tqdm())
 
     def update(
         self,
@@ -60,21 +66,29 @@ class Progress:
                 return
         self._last_line_time = now
         where = f"epoch {epoch}/{self._epochs} step {step}/{self._last_step}"
-        how = (
-            f"g_loss {g_loss:.3f}, d_loss {d_loss:.3f}, "
-            f"{images_per_sec:,.0f} images/s, {self._time_left(now, step)} left"
-        )
+        time_left = self._time_left(now, step)
         if self._bar:
+            # Short, since a terminal may have no more than 80 columns.
+            self._bar.bar_format = (
+                f"{where} |{{bar}}| g {g_loss:.3f} d {d_loss:.3f} "
+                f"{images_per_sec:,.0f} img/s {time_left} left"
+            )
             self._bar.n = step
-            self._bar.set_description_str(where, refresh=False)
-            self._bar.set_postfix_str(how)
-        else:
-            print(f"{where}: {how}", file=self._stream, flush=True)
+            self._bar.refresh()
+            return
+        # Ctrl-C ends the whole pipeline, so nobody may be reading any more;
+        # that must not keep the state from being saved.
+        with contextlib.suppress(OSError):
+            print(
+                f"{where}: g_loss {g_loss:.3f}, d_loss {d_loss:.3f}, "
+                f"{images_per_sec:,.0f} images/s, {time_left} left",
+                file=self._stream,
+                flush=True,
+            )
 
     def close(self) -> None:
         """Leaves the bar as it is and goes to the next line."""
-        if self._bar:
-            self._bar.close()
+        self._open.close()
 
     def _time_left(self, now: float, step: int) -> str:
         start_time, start_step = self._start or (now, step)

@@ -15,14 +15,13 @@ import contextlib
 import contextvars
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import tensorflow as tf
 
 # One increment of the Philox counter yields four 32-bit numbers, so that each
 # example starts at a whole counter when its share is rounded up to fours.
-_NUMBERS_PER_COUNT = 4
+_WORDS_PER_COUNT = 4
 _PHILOX = 1
 
 _current_draws: contextvars.ContextVar["Draws"] = contextvars.ContextVar(
@@ -58,11 +57,27 @@ class Draws:
 
     def normal(self, shape: tuple[int, ...]) -> tf.Tensor:
         """Returns float32 numbers from N(0, 1), `shape` being [B, ...]."""
-        return self._draw(tf.raw_ops.StatelessRandomNormalV2, shape)
+        size = math.prod(shape[1:])
+        num_pairs = -(-size // 2)
+        words = self._words(shape[0], 2 * num_pairs)
+        # Box and Muller's transform. TensorFlow's own op, like its op for
+        # uniform numbers, gives others when it is compiled by XLA. In float64,
+        # because the last bit of a logarithm depends on where in the tensor it
+        # is computed, and by whom.
+        units = (tf.cast(words, tf.float64) + 1.0) * 2**-32
+        radius = tf.sqrt(-2.0 * tf.math.log(units[:, :num_pairs]))
+        angle = 2.0 * math.pi * units[:, num_pairs:]
+        numbers = tf.concat(
+            [radius * tf.cos(angle), radius * tf.sin(angle)], axis=1
+        )
+        return tf.reshape(tf.cast(numbers[:, :size], tf.float32), shape)
 
     def uniform(self, shape: tuple[int, ...]) -> tf.Tensor:
         """Returns float32 numbers from U[0, 1), `shape` being [B, ...]."""
-        return self._draw(tf.raw_ops.StatelessRandomUniformV2, shape)
+        words = self._words(shape[0], math.prod(shape[1:]))
+        # As many bits as a float32 holds exactly, or 1.0 could come out.
+        bits = tf.bitwise.right_shift(words, tf.constant(8, tf.uint32))
+        return tf.reshape(tf.cast(bits, tf.float32) * 2**-24, shape)
 
     def mask(
         self, shape: tuple[int, ...], *, keep_probability: float
@@ -78,33 +93,24 @@ class Draws:
           keep_probability: in [0, 1], rounded to the nearest multiple.
         """
         size = math.prod(shape[1:])
-        words = self._draw(
-            tf.raw_ops.StatelessRandomUniformFullIntV2,
-            (shape[0], -(-size // 2)),
-            dtype=tf.uint32,
-        )
+        words = self._words(shape[0], -(-size // 2))
         halves = tf.reshape(tf.bitcast(words, tf.uint16), [shape[0], -1])
         threshold = round(keep_probability * 2**16)
         # uint16 cannot hold the threshold 2^16 that keeps everything.
         kept = tf.cast(halves[:, :size], tf.int32) < threshold
         return tf.reshape(kept, shape), threshold / 2**16
 
-    def _draw(
-        self,
-        op: Callable[..., tf.Tensor],
-        shape: tuple[int, ...],
-        **kwargs: Any,
-    ) -> tf.Tensor:
-        size = math.prod(shape[1:])
-        counts = -(-size // _NUMBERS_PER_COUNT)
-        numbers = op(
-            shape=[shape[0], counts * _NUMBERS_PER_COUNT],
+    def _words(self, num_examples: int, words_per_example: int) -> tf.Tensor:
+        """Returns random uint32 [num_examples, words_per_example]."""
+        counts = -(-words_per_example // _WORDS_PER_COUNT)
+        words = tf.raw_ops.StatelessRandomUniformFullIntV2(
+            shape=[num_examples, counts * _WORDS_PER_COUNT],
             key=self._next_key(),
             counter=tf.stack([self._first_position * counts, self._step]),
             alg=_PHILOX,
-            **kwargs,
+            dtype=tf.uint32,
         )
-        return tf.reshape(numbers[:, :size], shape)
+        return words[:, :words_per_example]
 
     def _next_key(self) -> tf.Tensor:
         name = f"{self._seed}/{self._purpose}/{self._num_draws}"

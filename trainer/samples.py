@@ -106,6 +106,8 @@ def write_film(directory: pathlib.Path, *, epochs: int) -> None:
         frames = [_read_frame(path) for path in paths]
     except OSError as error:
         raise atomic_file.storage_error("read", directory, error) from error
+    # Another --num_samples, after a resume, made grids of another size.
+    frames = [frame.resize(frames[-1].size) for frame in frames]
     buffer = io.BytesIO()
     frames[0].save(
         buffer,

@@ -76,7 +76,7 @@ def run(config: Config) -> int:
                 step,
                 {
                     "epoch": schedule.epoch(step),
-                    "images_seen": step * config.batch_size,
+                    "images_seen": step * config.global_batch_size,
                     "data_digest": dataset.digest(),
                     "num_replicas": strategy.num_replicas_in_sync,
                 },
@@ -144,11 +144,13 @@ def _make_schedule(
 ) -> Schedule:
     """Works out, checks and logs the batch arithmetic."""
     num_replicas = strategy.num_replicas_in_sync
-    distribution.check_batch_size(config.batch_size, num_replicas=num_replicas)
+    distribution.check_batch_size(
+        config.global_batch_size, num_replicas=num_replicas
+    )
     num_examples = len(dataset.labels)
     schedule = Schedule(
         steps_per_epoch=pipeline.steps_per_epoch(
-            num_examples, config.batch_size
+            num_examples, config.global_batch_size
         ),
         epochs=config.epochs,
         max_steps=config.max_steps,
@@ -162,11 +164,11 @@ def _make_schedule(
         "%d images, others each time, sit an epoch out. %d epochs = %d steps.",
         config.dataset,
         num_examples,
-        config.batch_size,
+        config.global_batch_size,
         num_replicas,
-        config.batch_size // num_replicas,
+        config.global_batch_size // num_replicas,
         schedule.steps_per_epoch,
-        num_examples % config.batch_size,
+        num_examples % config.global_batch_size,
         schedule.epochs,
         schedule.final_step,
     )
@@ -232,7 +234,7 @@ def _build_step(
     batches = strategy.distribute_datasets_from_function(
         lambda _: pipeline.training_batches(
             dataset,
-            global_batch_size=config.batch_size,
+            global_batch_size=config.global_batch_size,
             num_replicas=strategy.num_replicas_in_sync,
             first_step=first_step,
             seed=config.seed,
@@ -244,7 +246,7 @@ def _build_step(
         batches=batches,
         loss=losses.non_saturating,
         latent_dim=config.latent_dim,
-        global_batch_size=config.batch_size,
+        global_batch_size=config.global_batch_size,
         seed=config.seed,
     )
 
@@ -265,7 +267,7 @@ def _open_outputs(
             num_samples=config.num_samples,
             seed=config.seed,
         ),
-        global_batch_size=config.batch_size,
+        global_batch_size=config.global_batch_size,
         first_step=first_step,
     )
 

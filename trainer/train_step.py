@@ -85,6 +85,7 @@ class TrainStep:
         metrics = tf.zeros([len(METRIC_NAMES)])
         data_wait_secs = tf.zeros([], tf.float64)
         for _ in tf.range(num_steps):
+            # One step at a time: the next one needs this one's weights.
             tf.autograph.experimental.set_loop_options(parallel_iterations=1)
             batch, wait_secs = self._next_batch()
             data_wait_secs += wait_secs
@@ -162,12 +163,16 @@ class TrainStep:
     ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
         """Returns real_logits, fake_logits and both networks' new buffers."""
         batch_size = real.shape[0]
+        # Nothing starts before the batch is there: else the generator would
+        # occupy the cores first, and that would be measured as waiting.
+        with tf.control_dependencies([real]):
+            step = tf.identity(self._state.global_step)
 
         def draws(purpose: str) -> randomness.Draws:
             return randomness.Draws(
                 seed=self._seed,
                 purpose=purpose,
-                step=self._state.global_step,
+                step=step,
                 first_position=tf.cast(
                     replica.replica_id_in_sync_group, tf.int64
                 )

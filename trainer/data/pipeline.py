@@ -158,6 +158,9 @@ def _options() -> tf.data.Options:
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.OFF
     )
+    # There is nothing to tune here, and at exit each tuner's thread is waited
+    # for, up to seconds a replica.
+    options.autotune.enabled = False
     # An element's place in the stream says whose it is and of which step.
     options.deterministic = True
     return options

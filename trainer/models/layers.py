@@ -138,23 +138,24 @@ class BatchNormalization(keras.layers.Layer):
     def _global_moments(self, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Mean and variance [C] over all replicas, differentiable.
 
-        The sums are taken around the moving mean, which is the same on all
-        replicas: E[x^2] - E[x]^2 cancels badly when the mean is large.
+        Each replica adds its own moments in a row of its own, so that one sum
+        gathers them. Summing x and x^2 instead would move less, but
+        E[x^2] - E[x]^2 cancels badly when the mean is large.
         """
         replica = tf.distribute.get_replica_context()
-        around = tf.convert_to_tensor(self.moving_mean)
-        centred = tf.cast(inputs, tf.float32) - around
         axes = list(range(len(inputs.shape) - 1))
-        sums = tf.stack(
-            [tf.reduce_sum(centred, axes), tf.reduce_sum(centred**2, axes)]
+        own = tf.stack(tf.nn.moments(tf.cast(inputs, tf.float32), axes))
+        row = tf.one_hot(
+            replica.replica_id_in_sync_group, replica.num_replicas_in_sync
         )
-        count = (
-            tf.size(centred[..., 0], tf.int32) * replica.num_replicas_in_sync
+        moments = replica.all_reduce(
+            tf.distribute.ReduceOp.SUM, row[:, None, None] * own
         )
-        means = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums) / tf.cast(
-            count, tf.float32
+        means, variances = moments[:, 0], moments[:, 1]
+        return (
+            tf.reduce_mean(means, 0),
+            tf.reduce_mean(variances, 0) + tf.math.reduce_variance(means, 0),
         )
-        return means[0] + around, means[1] - means[0] ** 2
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape

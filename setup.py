@@ -1,0 +1,57 @@
+"""Builds and installs the trainer; for development: pip install -e '.[dev]'."""
+
+from pathlib import Path
+
+import setuptools
+
+# Every range is the one that the tests ran with; BUILD.md says what each
+# package is for.
+_INSTALL_REQUIRES = [
+    "absl-py>=2.1,<3",
+    "google-crc32c>=1.6,<2",
+    # Declared for tensorflow-datasets, which imports it without saying so.
+    "importlib_resources>=6.4",
+    "keras>=3.15,<3.16",
+    "numpy>=1.26,<3",
+    "pillow>=11",
+    "requests>=2.31,<3",
+    "scikit-learn>=1.5,<2",
+    # TensorFlow no longer brings it.
+    "tensorboard>=2.20,<2.22",
+    "tensorflow>=2.21,<2.22",
+    "tensorflow-datasets>=4.9.8,<4.10",
+    "tqdm>=4.66,<5",
+]
+
+setuptools.setup(
+    name="gan-trainer",
+    version="0.1.0",
+    description="Distributed GAN training that is right and never loses a run",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=setuptools.find_packages(include=["trainer", "trainer.*"]),
+    package_data={"trainer": ["recipes/*.flags"]},
+    install_requires=_INSTALL_REQUIRES,
+    extras_require={
+        # TensorFlow's own CUDA libraries, for machines with NVIDIA GPUs.
+        "cuda": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "dev": [
+            "mypy>=1.15,<3",
+            "pytest>=8.3,<10",
+            "pytest-timeout>=2.3,<3",
+            "ruff>=0.9,<0.18",
+            "types-requests",
+        ],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,223 @@
+"""Imports point one way: the arrows of the design, held."""
+
+import ast
+import graphlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trainer
+
+_PACKAGE = Path(trainer.__file__).parent
+
+# What a module of `trainer` may import of `trainer`. A new module needs a line;
+# a leaf needs an empty one. To let a leaf import a sibling, or anything but
+# these three the config, is a change of the design.
+_MAY_IMPORT_CONFIG = {"main", "train", "run_directory"}
+_EVERYTHING = None
+_ALLOWED = {
+    "": set(),
+    # The story.
+    "main": {"config", "errors", "flag_help", "train"},
+    "train": _EVERYTHING,
+    # The command line and what a run is.
+    "config": {"errors", "flag_help"},
+    "flag_help": {"errors"},
+    "run_directory": {"atomic_file", "config", "errors"},
+    # Training.
+    "train_state": {"optimizers"},
+    "train_step": {"randomness", "train_state"},
+    # What people look at.
+    "outputs": {
+        "atomic_file",
+        "metric_writer",
+        "progress",
+        "run_directory",
+        "samples",
+        "schedule",
+    },
+    "metric_writer": {"atomic_file"},
+    "samples": {"atomic_file", "randomness"},
+    # Leaves.
+    "atomic_file": {"errors"},
+    "distribution": {"errors"},
+    "errors": set(),
+    "interruption": set(),
+    "losses": set(),
+    "optimizers": set(),
+    "progress": set(),
+    "randomness": set(),
+    "schedule": set(),
+    # Kinds by name.
+    "data": {"data.array_dataset", "data.digits", "data.mnist", "errors"},
+    "data.array_dataset": set(),
+    "data.digits": {"data.array_dataset", "errors"},
+    "data.idx": {"errors"},
+    "data.mnist": {"data.array_dataset", "data.idx", "errors"},
+    "data.pipeline": {"data.array_dataset", "errors"},
+    "models": {"errors", "models.dcgan"},
+    "models.dcgan": {"models.layers"},
+    "models.layers": {"randomness"},
+    # Where checkpoints are kept.
+    "checkpoint": {
+        "atomic_file",
+        "errors",
+        "storage",
+        "storage.files",
+        "storage.finder",
+        "storage.manifest",
+    },
+    "storage": {"storage.manifest"},
+    "storage.files": {"storage.manifest"},
+    "storage.finder": {
+        "errors",
+        "storage",
+        "storage.files",
+        "storage.manifest",
+    },
+    "storage.local": {
+        "atomic_file",
+        "errors",
+        "storage.files",
+        "storage.manifest",
+    },
+    "storage.manifest": set(),
+}
+
+# A typo in a flag is answered at once, and tools that only look at a run
+# directory start at once: these import no TensorFlow.
+_WITHOUT_TENSORFLOW = {
+    "",
+    "atomic_file",
+    "config",
+    "data",
+    "data.array_dataset",
+    "data.digits",
+    "data.idx",
+    "data.mnist",
+    "errors",
+    "flag_help",
+    "interruption",
+    "main",
+    "progress",
+    "run_directory",
+    "schedule",
+    "storage",
+    "storage.files",
+    "storage.finder",
+    "storage.local",
+    "storage.manifest",
+}
+
+
+def _paths():
+    """Returns the files of the package by module name, "" being itself."""
+    paths = {}
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        parts = path.relative_to(_PACKAGE).with_suffix("").parts
+        if parts[-1] == "__init__":
+            parts = parts[:-1]
+        paths[".".join(parts)] = path
+    return paths
+
+
+def _imports(text, modules):
+    """Returns which of `modules` a module's text imports, anywhere in it."""
+    names = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "Imports are absolute here."
+            for alias in node.names:
+                names.append(f"{node.module}.{alias.name}")
+    found = set()
+    for name in names:
+        first, _, rest = name.partition(".")
+        if first != "trainer":
+            continue
+        while rest and rest not in modules:
+            rest = rest.rpartition(".")[0]  # A class, say, of a module.
+        found.add(rest)
+    return found - {""}
+
+
+def _actual():
+    paths = _paths()
+    return {
+        module: _imports(path.read_text(), paths)
+        for module, path in paths.items()
+    }
+
+
+def test_every_module_is_classified():
+    assert sorted(_paths()) == sorted(_ALLOWED)
+
+
+def test_modules_import_only_what_the_design_lets_them():
+    forbidden = {
+        module: sorted(imports - set(_ALLOWED.get(module, ())))
+        for module, imports in _actual().items()
+        if _ALLOWED.get(module, ()) is not _EVERYTHING
+    }
+    assert {m: names for m, names in forbidden.items() if names} == {}
+
+
+def test_nobody_imports_the_story():
+    for module, imports in _actual().items():
+        assert "main" not in imports
+        assert "train" not in imports or module == "main"
+
+
+def test_hyperparameters_reach_the_parts_as_arguments():
+    for module, imports in _actual().items():
+        if module not in _MAY_IMPORT_CONFIG:
+            assert "config" not in imports, module
+
+
+def test_there_is_no_way_round():
+    # Raises CycleError, which names the modules.
+    graphlib.TopologicalSorter(_actual()).prepare()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import trainer.data.mnist",
+        "import os, trainer.data.mnist as m",
+        "from trainer.data import mnist",
+        "from trainer.data import mnist as m",
+        "from trainer.data.mnist import load",
+        "def f():\n    if x:\n        from trainer.data import mnist",
+    ],
+)
+def test_this_test_sees_every_way_to_import(text):
+    assert _imports(text, _paths()) == {"data.mnist"}
+
+
+def test_what_must_start_at_once_imports_no_tensorflow():
+    code = """
+import importlib, sys
+heavy = {"keras", "tensorboard", "tensorflow", "tensorflow_datasets"}
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    found = heavy.intersection(sys.modules)
+    if found:
+        sys.exit(f"{name} imports {found}")
+"""
+    names = [
+        f"trainer.{name}".rstrip(".") for name in sorted(_WITHOUT_TENSORFLOW)
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *names],
+        cwd=_PACKAGE.parent,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.stderr == ""
+    assert result.returncode == 0

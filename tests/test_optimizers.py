@@ -1,0 +1,115 @@
+"""Our Adam is Keras' Adam, on one replica and on several."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer import optimizers
+
+_SHAPES = ((), (3,), (4, 5), (2, 3, 2, 2))
+
+
+def _variables(seed=0):
+    generator = np.random.default_rng(seed)
+    return [
+        tf.Variable(generator.uniform(-0.1, 0.1, shape), dtype=tf.float32)
+        for shape in _SHAPES
+    ]
+
+
+def _gradients(num_steps, scale=1.0):
+    generator = np.random.default_rng(1)
+    return [
+        [
+            tf.constant(scale * generator.normal(size=shape), tf.float32)
+            for shape in _SHAPES
+        ]
+        for _ in range(num_steps)
+    ]
+
+
+def test_ten_steps_equal_keras():
+    for settings in (
+        {"learning_rate": 1e-3},
+        {"learning_rate": 1e-3, "beta_1": 0.5, "beta_2": 0.9},
+        # Beside gradients of this size epsilon counts.
+        {"learning_rate": 1e-3, "epsilon": 0.5},
+    ):
+        ours, theirs = _variables(), _variables()
+        adam = optimizers.Adam(ours, **settings)
+        keras_adam = keras.optimizers.Adam(**settings)
+        for gradients in _gradients(10):
+            adam.apply(gradients)
+            keras_adam.apply(gradients, theirs)
+        for one, two, start in zip(ours, theirs, _variables(), strict=True):
+            np.testing.assert_allclose(one, two, rtol=0, atol=1e-7)
+            assert np.abs(one - start).max() > 1e-4
+
+
+def test_the_default_epsilon_is_that_of_keras():
+    ours, theirs = _variables(), _variables()
+    adam = optimizers.Adam(ours, learning_rate=1e-2)
+    keras_adam = keras.optimizers.Adam(1e-2)
+    # As small as epsilon, so that it halves the steps.
+    for gradients in _gradients(10, scale=1e-7):
+        adam.apply(gradients)
+        keras_adam.apply(gradients, theirs)
+    for one, two, start in zip(ours, theirs, _variables(), strict=True):
+        np.testing.assert_allclose(one - start, two - start, rtol=0, atol=1e-6)
+        assert np.abs(one - start).max() > 1e-3
+
+
+def test_all_replicas_make_the_step_of_one():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        mirrored = _variables()
+        adam = optimizers.Adam(mirrored, learning_rate=1e-2)
+
+    @tf.function
+    def run(gradients):
+        strategy.run(adam.apply, [gradients])
+
+    single = _variables()
+    single_adam = optimizers.Adam(single, learning_rate=1e-2)
+    for gradients in _gradients(5):
+        run(gradients)
+        single_adam.apply(gradients)
+    for ours, theirs in (
+        (mirrored, single),
+        (adam.first_moments, single_adam.first_moments),
+        (adam.second_moments, single_adam.second_moments),
+        ([adam.num_updates], [single_adam.num_updates]),
+    ):
+        for variable, expected in zip(ours, theirs, strict=True):
+            copies = strategy.experimental_local_results(variable)
+            assert len(copies) == 2
+            np.testing.assert_array_equal(copies[0], copies[1])
+            np.testing.assert_allclose(copies[0], expected, atol=1e-7)
+
+
+def test_a_restored_optimizer_goes_on_bit_for_bit(tmp_path):
+    gradients = _gradients(8)
+    variables = _variables()
+    adam = optimizers.Adam(variables, learning_rate=1e-2)
+    for step in range(4):
+        adam.apply(gradients[step])
+    path = tf.train.Checkpoint(adam=adam, variables=variables).write(
+        str(tmp_path / "state")
+    )
+    for step in range(4, 8):
+        adam.apply(gradients[step])
+
+    restored = _variables(seed=7)
+    restored_adam = optimizers.Adam(restored, learning_rate=1e-2)
+    tf.train.Checkpoint(adam=restored_adam, variables=restored).read(
+        path
+    ).assert_consumed()
+    assert restored_adam.num_updates.numpy() == 4
+    for step in range(4, 8):
+        restored_adam.apply(gradients[step])
+    for one, two in zip(
+        [*variables, *adam.variables],
+        [*restored, *restored_adam.variables],
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, two)

@@ -1,0 +1,420 @@
+"""Whole runs in this process: real loop, data and files, tiny networks."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+
+from tests import tiny
+from trainer import data, errors, models, outputs, train, train_step
+from trainer.config import Config
+
+# 1,797 digits make 7 steps an epoch.
+_BATCH_SIZE = 256
+_STEPS_PER_EPOCH = 7
+
+
+@pytest.fixture(autouse=True)
+def _tiny_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        models.MODELS,
+        "dcgan28",
+        models.Model(tiny.build_generator, tiny.build_discriminator),
+    )
+
+
+def _config(workdir: pathlib.Path, **changes) -> Config:
+    values = {
+        "workdir": str(workdir),
+        "batch_size": _BATCH_SIZE,
+        "latent_dim": 10,
+        "epochs": 3,
+        "checkpoint_every_epochs": 2,
+        "keep_checkpoints": 100,
+        "num_logical_cpus": 1,
+        "steps_per_loop": 3,
+        "log_every_steps": 2,
+        **changes,
+    }
+    config = Config(**values)
+    config.validate()
+    return config.resolve()
+
+
+def _run(workdir: pathlib.Path, **changes) -> int:
+    return train.run(_config(workdir, **changes))
+
+
+def _checkpoints(workdir: pathlib.Path) -> list[str]:
+    return sorted(p.name for p in (workdir / "checkpoints").iterdir())
+
+
+def _bundle(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Every tensor of the newest checkpoint, by name."""
+    newest = _checkpoints(workdir)[-1]
+    reader = tf.train.load_checkpoint(
+        str(workdir / "checkpoints" / newest / "state")
+    )
+    return {
+        name: reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+        if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+    }
+
+
+def _records(workdir: pathlib.Path) -> list[dict]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _timeless(records: list[dict]) -> list[dict]:
+    times = ("images_per_sec", "data_wait_secs")
+    return [{k: v for k, v in r.items() if k not in times} for r in records]
+
+
+def _files(workdir: pathlib.Path, pattern: str) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(workdir)): path.read_bytes()
+        for path in sorted(workdir.glob(pattern))
+        if path.is_file()
+    }
+
+
+def _assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
+    bundle, other_bundle = _bundle(one), _bundle(other)
+    assert bundle.keys() == other_bundle.keys()
+    for name, value in bundle.items():
+        np.testing.assert_array_equal(
+            value, other_bundle[name], err_msg=name, strict=True
+        )
+    assert _timeless(_records(one)) == _timeless(_records(other))
+    assert _files(one, "samples/*") == _files(other, "samples/*")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[int, pathlib.Path]:
+    """Runs of three epochs, on one and on two replicas."""
+    workdirs = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(
+            models.MODELS,
+            "dcgan28",
+            models.Model(tiny.build_generator, tiny.build_discriminator),
+        )
+        for num_replicas in (1, 2):
+            workdir = tmp_path_factory.mktemp(f"undisturbed{num_replicas}")
+            assert _run(workdir, num_logical_cpus=num_replicas) == 0
+            workdirs[num_replicas] = workdir
+    return workdirs
+
+
+def test_a_run_leaves_what_it_promises(
+    undisturbed: dict[int, pathlib.Path],
+) -> None:
+    workdir = undisturbed[1]
+    assert sorted(p.name for p in workdir.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "environment.json",
+        "events",
+        "metrics.jsonl",
+        "samples",
+    ]
+    assert sorted(p.name for p in (workdir / "samples").iterdir()) == [
+        "epoch_0001.png",
+        "epoch_0002.png",
+        "epoch_0003.png",
+        "real.png",
+        "training.gif",
+    ]
+    with PIL.Image.open(workdir / "samples" / "training.gif") as film:
+        assert film.n_frames == 3
+    # Every second epoch, and the end.
+    assert _checkpoints(workdir) == ["step-000000014", "step-000000021"]
+    assert any((workdir / "events").iterdir())
+
+
+def test_every_logged_step_has_its_metrics(
+    undisturbed: dict[int, pathlib.Path],
+) -> None:
+    records = _records(undisturbed[1])
+    # Every second step and the ends of the epochs.
+    assert [r["step"] for r in records] == [
+        *(2, 4, 6, 7, 8, 10, 12, 14, 16, 18, 20, 21)
+    ]
+    for record in records:
+        assert record.keys() == {
+            *train_step.METRIC_NAMES,
+            *("step", "epoch", "images_per_sec", "data_wait_secs"),
+        }
+        assert record["epoch"] == -(-record["step"] // _STEPS_PER_EPOCH)
+        assert 0 < record["real_probability"] < 1
+        assert 0 < record["fake_probability"] < 1
+        assert record["images_per_sec"] > 0
+        assert record["data_wait_secs"] >= 0
+    assert len({r["g_loss"] for r in records}) == len(records)
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_a_stopped_run_ends_as_an_undisturbed_one(
+    undisturbed: dict[int, pathlib.Path],
+    tmp_path: pathlib.Path,
+    num_replicas: int,
+) -> None:
+    stop = random.randrange(1, 3 * _STEPS_PER_EPOCH)
+    print(f"stopping at step {stop}")  # Shown when the test fails.
+    changes = {"num_logical_cpus": num_replicas}
+    assert _run(tmp_path, max_steps=stop, **changes) == 0
+    assert _checkpoints(tmp_path)[-1] == f"step-{stop:09d}"
+    assert _run(tmp_path, **changes) == 0
+    _assert_same_run(tmp_path, undisturbed[num_replicas])
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_saves_and_the_same_command_goes_on(
+    undisturbed: dict[int, pathlib.Path],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    exit_code: int,
+) -> None:
+    record = outputs.Outputs.record
+
+    def record_then_signal(self, **kwargs) -> None:
+        record(self, **kwargs)
+        if kwargs["step"] == 10:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.Outputs, "record", record_then_signal)
+        assert _run(tmp_path) == exit_code
+    # It may be noticed after one more block of steps.
+    stopped = int(_checkpoints(tmp_path)[-1].split("-")[1])
+    assert 10 <= stopped <= 14
+    assert not (tmp_path / "samples" / "epoch_0003.png").exists()
+    assert _run(tmp_path) == 0
+    _assert_same_run(tmp_path, undisturbed[1])
+
+
+def test_a_run_killed_after_logging_is_replayed(
+    undisturbed: dict[int, pathlib.Path],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The metrics and samples of steps that no checkpoint holds are on the disk
+    # already; they must not be there twice.
+    class Killed(BaseException):
+        pass
+
+    record = outputs.Outputs.record
+
+    def record_then_die(self, **kwargs) -> None:
+        record(self, **kwargs)
+        if kwargs["step"] == 20:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.Outputs, "record", record_then_die)
+        with pytest.raises(Killed):
+            _run(tmp_path)
+    assert _checkpoints(tmp_path) == ["step-000000014"]
+    assert _records(tmp_path)[-1]["step"] == 20
+    assert _run(tmp_path) == 0
+    _assert_same_run(tmp_path, undisturbed[1])
+
+
+def test_another_replica_count_goes_on_with_the_same_data(
+    tmp_path: pathlib.Path,
+) -> None:
+    # With statistics of the global batch, the results agree up to rounding.
+    changes = {"sync_batch_norm": True, "log_every_steps": 1}
+    straight, resized = tmp_path / "straight", tmp_path / "resized"
+    assert _run(straight, max_steps=9, **changes) == 0
+    for max_steps, num_replicas in ((3, 2), (6, 1), (9, 4)):
+        assert (
+            _run(
+                resized,
+                max_steps=max_steps,
+                num_logical_cpus=num_replicas,
+                **changes,
+            )
+            == 0
+        )
+    for one, other in zip(_records(straight), _records(resized), strict=True):
+        for name in train_step.METRIC_NAMES:
+            # Other data, latents or masks would show in the second digit.
+            assert other[name] == pytest.approx(one[name], abs=1e-4), name
+
+
+def test_more_epochs_go_on_with_a_finished_run(
+    undisturbed: dict[int, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    assert _run(tmp_path, epochs=1) == 0
+    assert _run(tmp_path, epochs=3) == 0
+    _assert_same_run(tmp_path, undisturbed[1])
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["epochs"] == 3
+
+
+def test_fewer_epochs_than_are_trained_are_refused(
+    tmp_path: pathlib.Path,
+) -> None:
+    assert _run(tmp_path, epochs=2) == 0
+    before = _files(tmp_path, "**/*")
+    with pytest.raises(errors.UsageError, match=r"--epochs=1 .* epoch 2"):
+        _run(tmp_path, epochs=1)
+    assert _files(tmp_path, "**/*") == before
+
+
+def test_a_finished_run_does_nothing(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert _run(tmp_path, epochs=1) == 0
+    before = _files(tmp_path, "**/*")
+    monkeypatch.setattr(train, "TrainState", None)  # Builds no networks.
+    with caplog.at_level("INFO"):
+        assert _run(tmp_path, epochs=1) == 0
+    assert "Finished: 1 epochs, 7 steps" in caplog.text
+    assert _files(tmp_path, "**/*") == before
+
+
+def test_a_changed_hyperparameter_is_refused_with_a_diff(
+    tmp_path: pathlib.Path,
+) -> None:
+    assert _run(tmp_path, max_steps=1) == 0
+    before = _files(tmp_path, "**/*")
+    with pytest.raises(errors.UsageError) as caught:
+        _run(tmp_path, g_learning_rate=2e-4, seed=9)
+    assert "g_learning_rate: 0.0001 -> 0.0002" in str(caught.value)
+    assert "seed: 0 -> 9" in str(caught.value)
+    assert _files(tmp_path, "**/*") == before
+
+
+def test_changed_data_is_refused(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _run(tmp_path, max_steps=1) == 0
+    before = _files(tmp_path, "**/*")
+    original = data.load("digits", data_dir=None)
+    changed = data.ArrayDataset(
+        samples=255 - original.samples,
+        labels=original.labels,
+        num_classes=original.num_classes,
+    )
+    monkeypatch.setattr(data, "load", lambda name, data_dir: changed)
+    with pytest.raises(errors.DataError, match="data has changed"):
+        _run(tmp_path)
+    assert _files(tmp_path, "**/*") == before
+
+
+def test_resume_must_needs_a_checkpoint(tmp_path: pathlib.Path) -> None:
+    assert _run(tmp_path, max_steps=1) == 0
+    for path in (tmp_path / "checkpoints").iterdir():
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    with pytest.raises(errors.CheckpointError, match="--resume=must"):
+        _run(tmp_path, resume="must")
+
+
+def test_only_bad_checkpoints_stop_the_run(tmp_path: pathlib.Path) -> None:
+    assert _run(tmp_path, max_steps=1) == 0
+    [bundle] = (tmp_path / "checkpoints").glob("*/state.data*")
+    bundle.write_bytes(bundle.read_bytes()[:-1])
+    with pytest.raises(errors.CheckpointError, match="None of the 1"):
+        _run(tmp_path)
+
+
+def test_the_same_seed_gives_the_same_weights(
+    undisturbed: dict[int, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    assert _run(tmp_path / "same") == 0
+    _assert_same_run(tmp_path / "same", undisturbed[1])
+    assert _run(tmp_path / "other", seed=1) == 0
+    same, other = _bundle(tmp_path / "same"), _bundle(tmp_path / "other")
+    changed = [k for k in same if not np.array_equal(same[k], other[k])]
+    assert any(name.startswith("generator") for name in changed)
+    assert any(name.startswith("discriminator") for name in changed)
+
+
+def test_steps_per_loop_do_not_change_the_run(
+    undisturbed: dict[int, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    assert _run(tmp_path, steps_per_loop=100) == 0
+    _assert_same_run(tmp_path, undisturbed[1])
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_a_run_across_epochs_and_checkpoints_traces_once(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_replicas: int,
+) -> None:
+    made = []
+    init = train_step.TrainStep.__init__
+
+    def remember(self, *args, **kwargs) -> None:
+        init(self, *args, **kwargs)
+        made.append(self)
+
+    monkeypatch.setattr(train_step.TrainStep, "__init__", remember)
+    assert _run(tmp_path, num_logical_cpus=num_replicas) == 0
+    [step] = made
+    assert step.num_traces == 1
+
+
+def test_one_device_and_one_replica_agree(
+    undisturbed: dict[int, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    assert _run(tmp_path, strategy="one_device") == 0
+    _assert_same_run(tmp_path, undisturbed[1])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_unsaved(
+    tmp_path: pathlib.Path,
+) -> None:
+    with pytest.raises(errors.DivergedError, match=r"is nan at step \d+"):
+        _run(tmp_path, g_learning_rate=1e30, d_learning_rate=1e30)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_batch_that_replicas_cannot_share_is_refused(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without --num_logical_cpus, only the devices tell: there are four here.
+    with pytest.raises(errors.UsageError, match="by the 4 replicas"):
+        _run(tmp_path / "run", batch_size=255, num_logical_cpus=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_larger_than_the_data_is_refused(
+    tmp_path: pathlib.Path,
+) -> None:
+    with pytest.raises(errors.DataError, match=r"1797 .* 2000"):
+        _run(tmp_path / "run", batch_size=2000)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_batch_arithmetic_is_logged(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        assert _run(tmp_path, max_steps=1, num_logical_cpus=2) == 0
+    assert (
+        "digits: 1797 images. Global batch 256 = 2 replicas x 128. 7 steps an "
+        "epoch; 5 images, others each time, sit an epoch out. 3 epochs = 21 "
+        "steps." in caplog.text
+    )
+    assert "Stopped by --max_steps at step 1" in caplog.text

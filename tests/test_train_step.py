@@ -1,0 +1,413 @@
+"""The adversarial round: replicas, statistics, randomness, tracing."""
+
+from collections import defaultdict
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import tiny
+from trainer import distribution, losses, randomness, train_step
+from trainer.data import pipeline
+from trainer.data.array_dataset import ArrayDataset
+from trainer.train_state import TrainState
+from trainer.train_step import TrainStep
+
+_GLOBAL_BATCH_SIZE = 16
+_LATENT_DIM = 10
+
+
+def _dataset() -> ArrayDataset:
+    generator = np.random.default_rng(5)
+    samples = generator.integers(0, 256, [100, 28, 28, 1], dtype=np.uint8)
+    labels = generator.integers(0, 10, [100]).astype(np.int32)
+    return ArrayDataset(samples=samples, labels=labels, num_classes=10)
+
+
+def _make(
+    num_replicas: int,
+    *,
+    dropout_rate: float = 0.3,
+    sync_batch_norm: bool = False,
+    seed: int = 0,
+    learning_rate: float = 1e-3,
+    build_discriminator=None,
+    loss=losses.non_saturating,
+) -> tuple[TrainState, TrainStep]:
+    strategy = distribution.make_strategy(
+        "mirrored", num_logical_cpus=num_replicas
+    )
+    with strategy.scope():
+        state = TrainState(
+            build_generator=lambda: tiny.build_generator(
+                latent_dim=_LATENT_DIM, sync_batch_norm=sync_batch_norm
+            ),
+            build_discriminator=build_discriminator
+            or (lambda: tiny.build_discriminator(dropout_rate=dropout_rate)),
+            g_learning_rate=learning_rate,
+            d_learning_rate=learning_rate,
+            seed=seed,
+        )
+    batches = strategy.distribute_datasets_from_function(
+        lambda _: pipeline.training_batches(
+            _dataset(),
+            global_batch_size=_GLOBAL_BATCH_SIZE,
+            num_replicas=num_replicas,
+            first_step=0,
+            seed=seed,
+        )
+    )
+    step = TrainStep(
+        state,
+        strategy=strategy,
+        batches=batches,
+        loss=loss,
+        latent_dim=_LATENT_DIM,
+        global_batch_size=_GLOBAL_BATCH_SIZE,
+        seed=seed,
+    )
+    return state, step
+
+
+def _variables(state: TrainState) -> list[tf.Variable]:
+    networks = [state.generator, state.discriminator]
+    return [
+        *[v.value for network in networks for v in network.variables],
+        *state.g_optimizer.variables,
+        *state.d_optimizer.variables,
+    ]
+
+
+def _values(state: TrainState) -> list[np.ndarray]:
+    return [v.numpy() for v in _variables(state)]
+
+
+def _copies(variable: tf.Variable) -> list[np.ndarray]:
+    return [copy.numpy() for copy in variable.values]
+
+
+@pytest.mark.parametrize("num_replicas", [2, 4])
+def test_replicas_together_do_what_one_does_alone(num_replicas: int) -> None:
+    # The article's rate: at higher ones, Adam's division by nearly vanishing
+    # second moments blows rounding differences up.
+    settings = {
+        "dropout_rate": 0.0,
+        "sync_batch_norm": True,
+        "learning_rate": 1e-4,
+    }
+    state_1, step_1 = _make(1, **settings)
+    state_n, step_n = _make(num_replicas, **settings)
+    for _ in range(4):
+        metrics_1, metrics_n = step_1.run(1), step_n.run(1)
+        for name in train_step.METRIC_NAMES:
+            assert metrics_n[name] == pytest.approx(metrics_1[name], abs=1e-5)
+    for one, many in zip(_values(state_1), _values(state_n), strict=True):
+        np.testing.assert_allclose(many, one, rtol=0, atol=1e-5)
+
+
+def test_dropout_does_not_change_that() -> None:
+    # The masks belong to positions in the global batch, not to replicas.
+    settings = {"sync_batch_norm": True, "learning_rate": 1e-4}
+    state_1, step_1 = _make(1, **settings)
+    state_2, step_2 = _make(2, **settings)
+    step_1.run(3)
+    step_2.run(3)
+    for one, two in zip(_values(state_1), _values(state_2), strict=True):
+        np.testing.assert_allclose(two, one, rtol=0, atol=1e-5)
+
+
+def test_every_variable_is_equal_on_all_replicas() -> None:
+    # Each replica normalizes with its own statistics here, so that the moving
+    # ones would drift apart if they were not averaged.
+    state, step = _make(2)
+    step.run(5)
+    for variable in _variables(state):
+        first, second = _copies(variable)
+        np.testing.assert_array_equal(first, second)
+
+
+def test_moving_statistics_are_the_mean_over_the_replicas() -> None:
+    state_2, step_2 = _make(2, dropout_rate=0.0)
+    initial_kernel = state_2.generator.layers[0].kernel.numpy()
+    step_2.run(1)
+    latents = (
+        randomness.Draws(seed=0, purpose="latents", step=0)
+        .normal((_GLOBAL_BATCH_SIZE, _LATENT_DIM))
+        .numpy()
+    )
+    halves = np.split(latents @ initial_kernel, 2)
+    expected = 0.01 * np.mean([half.mean(axis=0) for half in halves], axis=0)
+    batch_norm = state_2.generator.layers[1]
+    np.testing.assert_allclose(
+        batch_norm.moving_mean.numpy(), expected, rtol=0, atol=1e-6
+    )
+    expected = 0.99 + 0.01 * np.mean(
+        [half.var(axis=0) for half in halves], axis=0
+    )
+    np.testing.assert_allclose(
+        batch_norm.moving_variance.numpy(), expected, rtol=0, atol=1e-6
+    )
+
+
+def test_keras_own_batch_norm_does_not_drift_either() -> None:
+    # Its moving statistics differ between the replicas under Keras' own loop.
+    def build() -> keras.Model:
+        return keras.Sequential(
+            [
+                keras.Input([28, 28, 1]),
+                keras.layers.Flatten(),
+                keras.layers.BatchNormalization(),
+                keras.layers.Dense(1),
+            ],
+            name="discriminator",
+        )
+
+    state, step = _make(2, build_discriminator=build)
+    step.run(3)
+    moving_mean = state.discriminator.layers[1].moving_mean
+    first, second = _copies(moving_mean.value)
+    assert np.abs(first).max() > 0
+    np.testing.assert_array_equal(first, second)
+
+
+def _record_draws(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
+    """Records, per purpose, what each replica drew at each step."""
+    seen = defaultdict(list)
+
+    def recording(method_name: str) -> None:
+        method = getattr(randomness.Draws, method_name)
+
+        def record(self: randomness.Draws, *args, **kwargs):
+            result = method(self, *args, **kwargs)
+            numbers = result[0] if isinstance(result, tuple) else result
+            replica = tf.distribute.get_replica_context()
+            tf.numpy_function(
+                lambda step, replica_id, values: seen[
+                    f"{self._purpose} {values.shape[1:]}"
+                ].append((int(step), int(replica_id), values.copy())),
+                [self._step, replica.replica_id_in_sync_group, numbers],
+                [],
+            )
+            return result
+
+        monkeypatch.setattr(randomness.Draws, method_name, record)
+
+    recording("normal")
+    recording("mask")
+    return seen
+
+
+def test_replicas_share_no_latents_and_no_dropout_masks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = _record_draws(monkeypatch)
+    _, step = _make(2)
+    step.run(2)
+    purposes = {name.split(" (")[0] for name in seen}
+    assert purposes == {
+        "latents",
+        "discriminator on real",
+        "discriminator on fake",
+    }
+    assert len(seen) == 5  # Latents, and two masks for each of two passes.
+    for name, draws in seen.items():
+        assert len(draws) == 4, name  # Two replicas times two steps.
+        flat = [values.tobytes() for _, _, values in draws]
+        assert len(set(flat)) == 4, f"{name}: a draw is repeated"
+
+
+def test_other_replica_counts_draw_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def global_draws(num_replicas: int) -> dict[str, np.ndarray]:
+        with monkeypatch.context() as patch:
+            seen = _record_draws(patch)
+            _, step = _make(num_replicas)
+            step.run(1)
+        return {
+            name: np.concatenate(
+                [values for _, _, values in sorted(draws, key=lambda d: d[1])]
+            )
+            for name, draws in seen.items()
+        }
+
+    one, four = global_draws(1), global_draws(4)
+    assert one.keys() == four.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], four[name], err_msg=name)
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_steps_per_call_do_not_change_a_bit(num_replicas: int) -> None:
+    results = []
+    for block in (1, 4, 8):
+        state, step = _make(num_replicas)
+        for _ in range(8 // block):
+            metrics = step.run(block)
+        del metrics["data_wait_secs"]
+        results.append((metrics, _values(state)))
+    for metrics, values in results[1:]:
+        assert metrics == results[0][0]
+        for value, first in zip(values, results[0][1], strict=True):
+            np.testing.assert_array_equal(value, first)
+
+
+def test_the_loop_is_traced_once() -> None:
+    _, step = _make(2)
+    for num_steps in (1, 3, 7, 1):
+        step.run(num_steps)
+    assert step.num_traces == 1
+
+
+def test_each_loss_updates_its_own_network() -> None:
+    # A loss of zero for one network leaves that network alone.
+    def only(which: int):
+        def loss(*, real_logits, fake_logits):
+            both = losses.non_saturating(
+                real_logits=real_logits, fake_logits=fake_logits
+            )
+            return tuple(
+                part if index == which else 0.0 * part
+                for index, part in enumerate(both)
+            )
+
+        return loss
+
+    for which, moving in ((0, "generator"), (1, "discriminator")):
+        state, step = _make(1, loss=only(which))
+        before = {
+            name: [v.numpy() for v in getattr(state, name).trainable_variables]
+            for name in ("generator", "discriminator")
+        }
+        step.run(1)
+        for name, old in before.items():
+            new = [v.numpy() for v in getattr(state, name).trainable_variables]
+            moved = [
+                not np.array_equal(a, b) for a, b in zip(old, new, strict=True)
+            ]
+            assert any(moved) == (name == moving), (which, name)
+
+
+def test_the_first_update_is_that_of_the_article() -> None:
+    # The same round written as the tutorial does, with Keras' own optimizer.
+    state, step = _make(1, dropout_rate=0.0)
+    generator = tiny.build_generator(latent_dim=_LATENT_DIM)
+    discriminator = tiny.build_discriminator(dropout_rate=0.0)
+    generator.set_weights(state.generator.get_weights())
+    discriminator.set_weights(state.discriminator.get_weights())
+    batches = iter(
+        pipeline.training_batches(
+            _dataset(),
+            global_batch_size=_GLOBAL_BATCH_SIZE,
+            num_replicas=1,
+            first_step=0,
+            seed=0,
+        )
+    )
+    optimizers = [keras.optimizers.Adam(1e-3), keras.optimizers.Adam(1e-3)]
+    entropy = keras.losses.BinaryCrossentropy(from_logits=True)
+    for index in range(3):
+        real = next(batches)["sample"]
+        latents = randomness.Draws(
+            seed=0, purpose="latents", step=index
+        ).normal((_GLOBAL_BATCH_SIZE, _LATENT_DIM))
+        with tf.GradientTape(persistent=True) as tape:
+            fake_logits = discriminator(
+                generator(latents, training=True), training=True
+            )
+            real_logits = discriminator(real, training=True)
+            g_loss = entropy(tf.ones_like(fake_logits), fake_logits)
+            d_loss = entropy(tf.ones_like(real_logits), real_logits) + entropy(
+                tf.zeros_like(fake_logits), fake_logits
+            )
+        for network, loss, optimizer in (
+            (generator, g_loss, optimizers[0]),
+            (discriminator, d_loss, optimizers[1]),
+        ):
+            gradients = tape.gradient(loss, network.trainable_variables)
+            optimizer.apply(gradients, network.trainable_variables)
+        metrics = step.run(1)
+        assert metrics["g_loss"] == pytest.approx(float(g_loss), abs=1e-5)
+        assert metrics["d_loss"] == pytest.approx(float(d_loss), abs=1e-5)
+        assert metrics["real_probability"] == pytest.approx(
+            float(tf.reduce_mean(tf.sigmoid(real_logits))), abs=1e-5
+        )
+        assert metrics["fake_probability"] == pytest.approx(
+            float(tf.reduce_mean(tf.sigmoid(fake_logits))), abs=1e-5
+        )
+        d_norm = tf.linalg.global_norm(gradients)
+        assert metrics["d_gradient_norm"] == pytest.approx(
+            float(d_norm), rel=1e-4
+        )
+    for ours, theirs in (
+        (state.generator, generator),
+        (state.discriminator, discriminator),
+    ):
+        for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
+
+
+def test_seeds_decide_the_weights() -> None:
+    def weights_after(seed: int) -> list[np.ndarray]:
+        state, step = _make(2, seed=seed)
+        step.run(2)
+        return _values(state)
+
+    first, again, other = (weights_after(seed) for seed in (3, 3, 4))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_waiting_for_data_is_measured() -> None:
+    _, step = _make(1)
+    step.run(1)
+
+    class Slow:
+        def __init__(self, batches) -> None:
+            self._batches = batches
+
+        def __next__(self):
+            [waited] = [tf.numpy_function(_sleep, [], tf.int64)]
+            with tf.control_dependencies([waited]):
+                return tf.nest.map_structure(tf.identity, next(self._batches))
+
+    def _sleep() -> np.int64:
+        import time
+
+        time.sleep(0.05)
+        return np.int64(0)
+
+    step._batches = Slow(step._batches)
+    step._run_steps = tf.function(step._trace_steps)
+    waited_secs = step.run(4)["data_wait_secs"]
+    assert 0.2 <= waited_secs < 2.0
+
+
+def test_networks_that_share_a_variable_are_refused() -> None:
+    shared = tiny.build_discriminator()
+    with pytest.raises(ValueError, match="share"):
+        TrainState(
+            build_generator=lambda: shared,
+            build_discriminator=lambda: shared,
+            g_learning_rate=1e-3,
+            d_learning_rate=1e-3,
+            seed=0,
+        )
+
+
+def test_layers_with_random_state_of_their_own_are_refused() -> None:
+    def build() -> keras.Model:
+        return keras.Sequential(
+            [
+                keras.Input([28, 28, 1]),
+                keras.layers.Flatten(),
+                keras.layers.Dropout(0.3),
+                keras.layers.Dense(1),
+            ],
+            name="discriminator",
+        )
+
+    with pytest.raises(ValueError, match=r"trainer\.models\.layers\.Dropout"):
+        _make(1, build_discriminator=build)
