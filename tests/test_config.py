@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from trainer import config, errors, flag_help
+from trainer import config, errors, options
 
 RECIPES = Path(config.__file__).parent / "recipes"
 FIELDS = [field.name for field in dataclasses.fields(config.Config)]
@@ -44,10 +44,10 @@ ONE_CHOICE = {"model"}
 
 def parse(*args: str) -> config.Config:
     flag_values = flags.FlagValues()
-    flag_help.define_flags(config.Config, flag_values)
+    options.define_flags(config.Config, flag_values)
     leftover = flag_values(["program", *args])[1:]
     assert leftover == []
-    values = flag_help.values_from_flags(config.Config, flag_values)
+    values = options.values_from_flags(config.Config, flag_values)
     return config.Config(**values)
 
 
@@ -248,8 +248,8 @@ def test_json_that_is_no_config_is_refused(text, complaint):
 
 
 def test_help_names_every_flag_with_its_default_and_topic():
-    text = flag_help.help_text(config.Config)
-    for field, option in flag_help.options(config.Config):
+    text = options.help_text(config.Config)
+    for field, option in options.fields(config.Config):
         assert f"--{field.name}" in text
         assert f"\n{option.topic}:" in f"\n{text}"
         assert text.count(f"\n{option.topic}:") <= 1  # Fields stay grouped.

@@ -21,11 +21,11 @@ _EVERYTHING = None
 _ALLOWED = {
     "": set(),
     # The story.
-    "main": {"config", "errors", "flag_help", "train"},
+    "main": {"config", "errors", "options", "train"},
     "train": _EVERYTHING,
     # The command line and what a run is.
-    "config": {"errors", "flag_help"},
-    "flag_help": {"errors"},
+    "config": {"errors", "options"},
+    "options": {"errors"},
     "run_directory": {"atomic_file", "config", "errors"},
     # Training.
     "train_state": {"optimizers"},
@@ -99,7 +99,7 @@ _WITHOUT_TENSORFLOW = {
     "data.idx",
     "data.mnist",
     "errors",
-    "flag_help",
+    "options",
     "interruption",
     "main",
     "progress",

@@ -113,17 +113,8 @@ def test_must_refuses_where_there_is_no_run(workdir):
     assert not workdir.parent.exists()
 
 
-def test_must_needs_a_checkpoint(workdir):
-    run = run_directory.prepare(make_config(workdir), "first")
-    config = make_config(workdir, resume="must")
-    with pytest.raises(errors.CheckpointError, match="no checkpoint"):
-        run_directory.prepare(config, "second")
-    (run.checkpoints / "step-000000010").mkdir(parents=True)
-    run_directory.prepare(config, "second")
-
-
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\xfe", b'{"epochs": 50}', b"[]"]
+    "content", [b"", b"{", b"\xff\xfe", b'{"epoch": 50}', b"[]"]
 )
 def test_a_corrupt_config_is_named(workdir, content):
     run = run_directory.prepare(make_config(workdir), "first")

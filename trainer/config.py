@@ -14,7 +14,7 @@ import json
 import os
 from typing import Any
 
-from trainer import errors, flag_help
+from trainer import errors, options
 
 # The tables `data.DATASETS` and `models.MODELS` import much; the names are
 # repeated here, and a test holds the two in agreement.
@@ -22,8 +22,8 @@ DEFAULT_BATCH_SIZES = {"digits": 64, "mnist": 256}
 MODELS = ("dcgan28",)
 
 
-_fixed = functools.partial(flag_help.declare, True)
-_free = functools.partial(flag_help.declare, False)
+_fixed = functools.partial(options.declare, True)
+_free = functools.partial(options.declare, False)
 
 _RUN = "Run"
 _DATA = "Data"
@@ -192,7 +192,7 @@ class Config:
         Raises:
             UsageError: The message says the value, the rule and the remedy.
         """
-        flag_help.check_values(Config, vars(self))
+        options.check_values(Config, vars(self))
         config = self.resolve()
         if "://" in str(config.workdir):
             raise errors.UsageError(
@@ -227,7 +227,7 @@ class Config:
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> "Config":
         """Returns the config that `to_json` wrote; errors name `source`."""
-        return cls(**flag_help.values_from_json(cls, text, source))
+        return cls(**options.values_from_json(cls, text, source))
 
     def digest(self) -> str:
         """Returns 16 hex digits that stand for what decides the weights.
@@ -235,7 +235,7 @@ class Config:
         Defaults do not count, so that a field which is added later, and whose
         default is what was done before, fits the checkpoints of older runs.
         """
-        defaults = {f.name: f.default for f, _ in flag_help.options(Config)}
+        defaults = {f.name: f.default for f, _ in options.fields(Config)}
         changed = {
             name: value
             for name, value in _fixed_values(self).items()
@@ -259,6 +259,6 @@ def _fixed_values(config: Config) -> dict[str, Any]:
     resolved = config.resolve()
     return {
         field.name: getattr(resolved, field.name)
-        for field, option in flag_help.options(Config)
+        for field, option in options.fields(Config)
         if option.changes_result
     }

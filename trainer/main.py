@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 from absl import logging as absl_logging
 
-from trainer import config, errors, flag_help
+from trainer import config, errors, options
 
 _HELP = """\
 Trains a GAN. The same command again continues where the run stands.
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _print_help() -> None:
-    flags_by_topic = flag_help.help_text(config.Config)
+    flags_by_topic = options.help_text(config.Config)
     try:
         print(
             _HELP.format(flags=flags_by_topic, recipes=_recipes()), flush=True
@@ -80,7 +80,7 @@ def _read_command_line(argv: Sequence[str]) -> config.Config:
     # A set of our own: absl's holds the flags of every imported library too,
     # and can be parsed only once in a process.
     flag_values = flags.FlagValues()
-    flag_help.define_flags(config.Config, flag_values)
+    options.define_flags(config.Config, flag_values)
     try:
         leftover = flag_values(argv)[1:]
     except (flags.Error, ValueError) as error:
@@ -94,7 +94,7 @@ def _read_command_line(argv: Sequence[str]) -> config.Config:
             " --name=value, or --name and --noname for what is true or false."
             " `python -m trainer.main --help` lists them."
         )
-    values = flag_help.values_from_flags(config.Config, flag_values)
+    values = options.values_from_flags(config.Config, flag_values)
     unresolved = config.Config(**values)
     unresolved.validate()
     return unresolved.resolve()

@@ -57,7 +57,7 @@ def declare(
     return dataclasses.field(default=default, metadata={"option": option})
 
 
-def options(config_type: type) -> Iterator[tuple[dataclasses.Field, Option]]:
+def fields(config_type: type) -> Iterator[tuple[dataclasses.Field, Option]]:
     """Yields the fields of `config_type`, each with its option."""
     for field in dataclasses.fields(config_type):
         yield field, field.metadata["option"]
@@ -65,7 +65,7 @@ def options(config_type: type) -> Iterator[tuple[dataclasses.Field, Option]]:
 
 def check_values(config_type: type, values: Mapping[str, Any]) -> None:
     """Raises UsageError for the first value that breaks its field's rule."""
-    for field, option in options(config_type):
+    for field, option in fields(config_type):
         value = values[field.name]
         if not _obeys(field, option, value):
             raise _illegal(field, option, value)
@@ -75,7 +75,7 @@ def define_flags(
     config_type: type, flag_values: flags.FlagValues = flags.FLAGS
 ) -> None:
     """Defines one flag in `flag_values` for each field of `config_type`."""
-    for field, option in options(config_type):
+    for field, option in fields(config_type):
         flag = flags.Flag(
             _Parser(field, option),
             None,
@@ -93,7 +93,7 @@ def values_from_flags(
     """Returns the value of every field's flag, by name."""
     return {
         field.name: flag_values[field.name].value
-        for field, _ in options(config_type)
+        for field, _ in fields(config_type)
     }
 
 
@@ -113,9 +113,10 @@ def values_from_json(
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError("it is not a JSON object")
-        known = {field.name for field, _ in options(config_type)}
-        if unknown := sorted(values.keys() - known):
+        defaults = {f.name: f.default for f, _ in fields(config_type)}
+        if unknown := sorted(values.keys() - defaults.keys()):
             raise ValueError(f"unknown: {', '.join(unknown)}")
+        values = defaults | values
         check_values(config_type, values)
     except (ValueError, errors.UsageError) as error:
         raise errors.UsageError(
@@ -128,7 +129,7 @@ def help_text(config_type: type) -> str:
     """Returns the flags of `config_type` under their topics."""
     lines = []
     topic = ""
-    for field, option in options(config_type):
+    for field, option in fields(config_type):
         if option.topic != topic:
             topic = option.topic
             lines += ["", f"{topic}:"]
