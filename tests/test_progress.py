@@ -27,6 +27,13 @@ class _Clock:
 class _Terminal(io.StringIO):
     """Takes text as a terminal does; `rows` is what it would show."""
 
+    def __init__(self, file):
+        super().__init__()
+        self._file = file
+
+    def fileno(self):
+        return self._file
+
     def isatty(self):
         return True
 
@@ -51,6 +58,20 @@ def _rows(text):
             row[column] = character
             column += 1
     return ["".join(row).rstrip() for row in rows]
+
+
+def _resize(terminal, *, lines, columns):
+    size = struct.pack("HHHH", lines, columns, 0, 0)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
+
+
+@pytest.fixture
+def terminal():
+    reader, writer = os.openpty()
+    _resize(writer, lines=24, columns=120)
+    yield _Terminal(writer)
+    os.close(writer)
+    os.close(reader)
 
 
 def _update(progress, step, *, epoch=1, rate=800.0):
@@ -99,16 +120,18 @@ def test_a_line_says_everything():
         (100.0, "27:46:40"),
     ],
 )
-def test_the_time_left_is_what_the_steps_so_far_tell(secs_per_step, text):
-    stream, clock = _Terminal(), _Clock()
+def test_the_time_left_is_what_the_steps_so_far_tell(
+    terminal, secs_per_step, text
+):
+    clock = _Clock()
     # A resumed run counts its own steps only.
-    progress = _make(stream, first_step=8000, last_step=10_000, clock=clock)
+    progress = _make(terminal, first_step=8000, last_step=10_000, clock=clock)
     clock.now += 500.0
     _update(progress, 8010)
     clock.now += 990 * secs_per_step
     _update(progress, 9000)
     progress.close()
-    assert stream.rows[0].endswith(f" {text} left")
+    assert terminal.rows[0].endswith(f" {text} left")
 
 
 def test_lines_are_ten_seconds_apart_but_the_last_always_comes():
@@ -151,28 +174,27 @@ def test_training_goes_on_when_nobody_reads_the_lines():
     progress.close()
 
 
-def test_a_terminal_shows_one_bar_that_says_everything():
-    stream, clock = _Terminal(), _Clock()
-    progress = _make(stream, clock=clock)
+def test_a_terminal_shows_one_bar_that_says_everything(terminal):
+    clock = _Clock()
+    progress = _make(terminal, clock=clock)
     _update(progress, 10)
     clock.now += 20.0
     _update(progress, 50, epoch=2, rate=1234.4)
-    (row,) = stream.rows
+    (row,) = terminal.rows
     match = re.fullmatch(r"epoch 2/50 step 50/1400 \|(.*)\| (.*)", row)
     assert match[2] == "g 0.812 d 1.234 1,234 img/s 11:15 left"
     _update(progress, 1400, epoch=50)
     progress.close()
-    row, after = stream.rows
+    row, after = terminal.rows
     full = re.fullmatch(r"epoch 50/50 step 1400/1400 \|(.*)\| (.*)", row)
     assert " " not in full[1] and match[1].count(" ") >= 9
     assert full[2].endswith("0:00 left")
     assert after == ""
 
 
-def test_a_resumed_bar_starts_where_the_run_stands():
-    stream = _Terminal()
-    progress = _make(stream, first_step=700)
-    (row,) = stream.rows
+def test_a_resumed_bar_starts_where_the_run_stands(terminal):
+    progress = _make(terminal, first_step=700)
+    (row,) = terminal.rows
     bar = re.search(r"\|(.*)\|", row)[1]
     assert bar.count(" ") == len(bar) // 2
     progress.close()
@@ -180,7 +202,7 @@ def test_a_resumed_bar_starts_where_the_run_stands():
 
 def test_the_bar_fits_a_terminal_of_80_columns():
     reader, writer = os.openpty()
-    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    _resize(writer, lines=24, columns=80)
     chunks = []
 
     def read():
@@ -209,24 +231,32 @@ def test_the_bar_fits_a_terminal_of_80_columns():
     assert all(len(row) <= 80 for row in rows)
 
 
-def test_log_lines_do_not_tear_the_bar(monkeypatch):
-    stream = _Terminal()
-    monkeypatch.setattr(sys, "stderr", stream)
-    handler = logging.StreamHandler(stream)
+@pytest.mark.parametrize(("lines", "columns"), [(0, 0), (0, 80), (24, 0)])
+def test_a_terminal_without_a_size_gets_lines(terminal, lines, columns):
+    _resize(terminal.fileno(), lines=lines, columns=columns)
+    progress = _make(terminal, last_step=10)
+    _update(progress, 10)
+    progress.close()
+    assert terminal.rows[0].startswith("epoch 1/50 step 10/10: g_loss 0.812")
+
+
+def test_log_lines_do_not_tear_the_bar(terminal, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal)
+    handler = logging.StreamHandler(terminal)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     monkeypatch.setattr(logging.root, "handlers", [handler])
-    progress = _make(stream)
+    progress = _make(terminal)
     _update(progress, 10)
     logging.getLogger("somewhere").warning("low on disk")
     _update(progress, 20)
-    *above, bar = stream.rows
+    *above, bar = terminal.rows
     assert above == ["WARNING: low on disk"]
     assert bar.startswith("epoch 1/50 step 20/1400 |")
     progress.close()
     # And afterwards everything is as it was.
     logging.warning("done")
     assert logging.root.handlers == [handler]
-    assert stream.rows[1:] == [bar, "WARNING: done", ""]
+    assert terminal.rows[1:] == [bar, "WARNING: done", ""]
 
 
 def test_without_a_bar_logging_is_left_alone(monkeypatch):

@@ -30,6 +30,7 @@ class Outputs:
         self._schedule = schedule
         self._sampler = sampler
         self._global_batch_size = global_batch_size
+        self._first_step = first_step
         self._metrics = MetricWriter(
             metrics=directory.metrics,
             events=directory.events,
@@ -50,7 +51,8 @@ class Outputs:
         png = samples.to_png(samples.make_grid(images))
         atomic_file.make_directory(self._directory.samples)
         atomic_file.write_bytes(self._directory.samples / "real.png", png)
-        self._metrics.write_image(0, "samples/real", png)
+        if self._first_step == 0:
+            self._metrics.write_image(0, "samples/real", png)
 
     def record(
         self,

@@ -1,6 +1,7 @@
 """How far training is, for a person: a bar, or plain lines in a log file."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ class Progress:
         stream: TextIO = sys.stderr,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Starts at `first_step`; shows a bar if `stream` is a terminal."""
+        """Starts at `first_step`; shows a bar if `stream` is a screen."""
         self._last_step = last_step
         self._epochs = epochs
         self._stream = stream
@@ -33,7 +34,7 @@ class Progress:
         self._last_line_time = clock()
         self._bar = None
         self._open = contextlib.ExitStack()
-        if stream.isatty():
+        if _is_screen(stream):
             self._bar = tqdm.tqdm(
                 total=last_step,
                 initial=first_step,
@@ -107,3 +108,9 @@ class Progress:
             if hours
             else f"{minutes}:{secs:02}"
         )
+
+
+def _is_screen(stream: TextIO) -> bool:
+    # Terminals that nobody looks at, such as a container's, have no size; a bar
+    # would stay invisible there.
+    return stream.isatty() and all(os.get_terminal_size(stream.fileno()))
