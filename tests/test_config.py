@@ -16,7 +16,7 @@ FIELDS = [field.name for field in dataclasses.fields(config.Config)]
 CHANGES_RESULT = {
     "seed": 1,
     "dataset": "mnist",
-    "batch_size": 32,
+    "batch_size": 48,
     "latent_dim": 64,
     "g_learning_rate": 2e-4,
     "d_learning_rate": 2e-4,
@@ -59,7 +59,7 @@ def test_defaults_are_valid_and_resolved():
     config.Config().validate()
     resolved = config.Config().resolve()
     assert resolved.workdir == "./runs/digits-dcgan28"
-    assert resolved.batch_size == 64
+    assert resolved.batch_size == 32
     assert config.Config(dataset="mnist").resolve().batch_size == 256
     assert resolved.resolve() == resolved
 
@@ -99,7 +99,7 @@ def test_given_values_are_kept_and_the_tilde_is_expanded(monkeypatch):
         ("d_learning_rate", float("inf"), "finite number above 0"),
         ("strategy", "tpu", "one_device, mirrored"),
         ("num_logical_cpus", -1, "0 or more"),
-        ("num_logical_cpus", 3, "--batch_size=64"),
+        ("num_logical_cpus", 3, "--batch_size=32"),
         ("sync_batch_norm", 1, "true or false"),
         ("steps_per_loop", 0, "1 or more"),
         ("deterministic", True, "auto, on, off"),
@@ -186,7 +186,7 @@ def test_the_model_changes_the_result():
 
 
 def test_a_default_written_out_is_no_difference():
-    old, new = config.Config(), config.Config(batch_size=64)
+    old, new = config.Config(), config.Config(batch_size=32)
     assert new.digest() == old.digest()
     assert config.difference(old, new) == []
 
@@ -255,7 +255,7 @@ def test_help_names_every_flag_with_its_default_and_topic():
         assert text.count(f"\n{option.topic}:") <= 1  # Fields stay grouped.
         assert option.help.endswith(".")
     assert "Default: 50." in text
-    assert "64 for" in text
+    assert "32 for" in text
     assert max(map(len, text.splitlines())) < 80
 
 

@@ -84,7 +84,7 @@ def test_help_into_a_pager_that_stops_reading_is_no_error():
         (["--nosync_batch_norm=1"], ["does not take an argument"]),
         (["--epochs"], ["Missing value", "epochs"]),
         (["--flagfile=nowhere"], ["nowhere", "recipes"]),
-        (["--num_logical_cpus=3"], ["=3", "=64", "share", "Change"]),
+        (["--num_logical_cpus=3"], ["=3", "=32", "share", "Change"]),
         (
             ["--strategy=one_device", "--num_logical_cpus=2"],
             ["one_device", "=2", "Change"],
@@ -134,7 +134,7 @@ def test_valid_flags_reach_training_resolved(train):
     train.result = 7
     assert main.main(["main.py", "--strategy=mirrored", "--seed", "3"]) == 7
     assert train.configs == [config.Config(seed=3).resolve()]
-    assert train.configs[0].batch_size == 64
+    assert train.configs[0].batch_size == 32
 
 
 def test_the_recipe_is_overridden_by_later_flags(train):

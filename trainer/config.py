@@ -18,7 +18,7 @@ from trainer import errors, options
 
 # The tables `data.DATASETS` and `models.MODELS` import much; the names are
 # repeated here, and a test holds the two in agreement.
-DEFAULT_BATCH_SIZES = {"digits": 64, "mnist": 256}
+DEFAULT_BATCH_SIZES = {"digits": 32, "mnist": 256}
 MODELS = ("dcgan28",)
 
 

@@ -56,6 +56,22 @@ def make_strategy(
     )
 
 
+def describe(strategy: tf.distribute.Strategy) -> str:
+    """Names the strategy's devices, and says if there is no GPU to use.
+
+    TensorFlow's own warning about libraries that it cannot load is below the
+    log level that `trainer.main` sets.
+    """
+    names = [
+        ":".join(device.split(":")[-2:])
+        for device in strategy.extended.worker_devices
+    ]
+    text = ", ".join(names)
+    if tf.config.list_physical_devices("GPU"):
+        return text
+    return f"{text}; no GPU was found (TF_CPP_MIN_LOG_LEVEL=0 tells more)"
+
+
 def check_batch_size(global_batch_size: int, *, num_replicas: int) -> None:
     """Refuses a global batch that the replicas cannot share equally.
 

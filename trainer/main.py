@@ -129,6 +129,8 @@ def _configure_logging() -> None:
     # On the root, so that the warnings of libraries look like ours.
     logging.basicConfig(handlers=[handler])
     absl_logging.set_verbosity(absl_logging.INFO)
+    # Whatever TensorFlow's Python side has to say about a save.
+    logging.getLogger("tensorflow").setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -134,9 +134,11 @@ def _start_devices(config: Config) -> tf.distribute.Strategy:
         num_logical_cpus=config.num_logical_cpus,
         deterministic=config.deterministic,
     )
-    return distribution.make_strategy(
+    strategy = distribution.make_strategy(
         config.strategy, num_logical_cpus=config.num_logical_cpus
     )
+    logging.info("Training on %s.", distribution.describe(strategy))
+    return strategy
 
 
 def _make_schedule(
