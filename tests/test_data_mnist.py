@@ -3,11 +3,11 @@
 import gzip
 import pathlib
 
-import idx_files
 import numpy as np
 import pytest
 import requests
 
+from tests import idx_files
 from trainer import data, errors
 from trainer.data import mnist
 

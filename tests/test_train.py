@@ -253,7 +253,7 @@ def test_another_replica_count_goes_on_with_the_same_data(
     for one, other in zip(_records(straight), _records(resized), strict=True):
         for name in train_step.METRIC_NAMES:
             # Other data, latents or masks would show in the second digit.
-            assert other[name] == pytest.approx(one[name], abs=1e-4), name
+            assert other[name] == pytest.approx(one[name], abs=1e-3), name
 
 
 def test_more_epochs_go_on_with_a_finished_run(
