@@ -21,6 +21,8 @@ CHANGES_RESULT = {
     "g_learning_rate": 2e-4,
     "d_learning_rate": 2e-4,
     "sync_batch_norm": True,
+    "precision": "mixed_float16",
+    "gradient_accumulation_steps": 2,
 }
 MAY_CHANGE = {
     "workdir": "elsewhere",
@@ -30,6 +32,7 @@ MAY_CHANGE = {
     "data_dir": "data",
     "strategy": "one_device",
     "num_logical_cpus": 2,
+    "jit_compile": "off",
     "steps_per_loop": 1,
     "deterministic": "on",
     "checkpoint_every_epochs": 1,

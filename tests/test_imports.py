@@ -28,8 +28,15 @@ _ALLOWED = {
     "options": {"errors"},
     "run_directory": {"atomic_file", "config", "errors"},
     # Training.
-    "train_state": {"optimizers"},
-    "train_step": {"randomness", "train_state"},
+    "train_state": {"loss_scale", "optimizers"},
+    "train_step": {
+        "adversarial",
+        "loss_scale",
+        "network",
+        "optimizers",
+        "train_state",
+    },
+    "adversarial": {"network", "randomness"},
     # What people look at.
     "outputs": {
         "atomic_file",
@@ -46,7 +53,9 @@ _ALLOWED = {
     "distribution": {"errors"},
     "errors": set(),
     "interruption": set(),
+    "loss_scale": set(),
     "losses": set(),
+    "network": set(),
     "optimizers": set(),
     "progress": set(),
     "randomness": set(),

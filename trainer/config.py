@@ -140,6 +140,27 @@ class Config:
         False,
         "Normalize over the global batch instead of each replica's share.",
     )
+    precision: str = _fixed(
+        _SPEED,
+        "float32",
+        "What layers compute in. Weights and losses stay float32;"
+        " mixed_float16 scales the losses, one scale a network.",
+        choices=("float32", "mixed_float16", "mixed_bfloat16"),
+    )
+    gradient_accumulation_steps: int = _fixed(
+        _SPEED,
+        1,
+        "Each replica goes through its share of a batch in so many parts, for"
+        " batches larger than its memory. Batch norm sees a part at a time.",
+        "parts",
+        minimum=1,
+    )
+    jit_compile: str = _free(
+        _SPEED,
+        "auto",
+        "Compile each replica's computation with XLA; auto: on GPUs.",
+        choices=("auto", "on", "off"),
+    )
     steps_per_loop: int = _free(
         _SPEED,
         10,
@@ -203,6 +224,20 @@ class Config:
             raise errors.UsageError(
                 f"--data_dir={config.data_dir} has no use: --dataset=digits is"
                 " embedded. Leave --data_dir out, or choose another --dataset."
+            )
+        if config.jit_compile == "on" and config.sync_batch_norm:
+            raise errors.UsageError(
+                "--jit_compile=on cannot be combined with --sync_batch_norm:"
+                " a compiled computation cannot speak to the other replicas."
+                " Leave either out."
+            )
+        parts = config.gradient_accumulation_steps
+        if config.global_batch_size % parts:
+            raise errors.UsageError(
+                f"--batch_size={config.global_batch_size} does not divide by"
+                f" --gradient_accumulation_steps={parts}:"
+                f" {config.global_batch_size % parts} would be left over, and"
+                " the parts are equal. Change either."
             )
         replicas = config.num_logical_cpus
         if config.strategy == "one_device" and replicas > 1:

@@ -72,24 +72,50 @@ def describe(strategy: tf.distribute.Strategy) -> str:
     return f"{text}; no GPU was found (TF_CPP_MIN_LOG_LEVEL=0 tells more)"
 
 
-def check_batch_size(global_batch_size: int, *, num_replicas: int) -> None:
-    """Refuses a global batch that the replicas cannot share equally.
+def check_batch_size(
+    global_batch_size: int, *, num_replicas: int, num_parts: int = 1
+) -> None:
+    """Refuses a global batch that cannot be shared equally.
+
+    Args:
+      global_batch_size: over all replicas.
+      num_replicas: that share it.
+      num_parts: that each of them goes through its share in.
 
     Raises:
-      UsageError: with both numbers and the nearest batch sizes that divide.
+      UsageError: with the numbers and the nearest batch sizes that divide.
     """
-    remainder = global_batch_size % num_replicas
+    divisor = num_replicas * num_parts
+    remainder = global_batch_size % divisor
     if not remainder:
         return
-    above = global_batch_size - remainder + num_replicas
-    below = above - num_replicas
+    above = global_batch_size - remainder + divisor
+    below = above - divisor
     nearest = f"{below} or {above}" if below else f"{above}"
+    among = f"the {num_replicas} replicas"
+    if num_parts > 1:
+        among += f" times --gradient_accumulation_steps={num_parts}"
     raise errors.UsageError(
-        f"--batch_size={global_batch_size} does not divide by the "
-        f"{num_replicas} replicas: {remainder} would be left over, and every "
-        f"replica takes an equal share. Choose {nearest}, or another number of "
-        "replicas."
+        f"--batch_size={global_batch_size} does not divide by {among}: "
+        f"{remainder} would be left over, and all shares are equal. Choose "
+        f"{nearest}, or another number of replicas."
     )
+
+
+def should_jit(choice: str, *, sync_batch_norm: bool) -> bool:
+    """Decides whether XLA compiles each replica's computation.
+
+    Args:
+      choice: "on", "off" or "auto": on for GPUs, where it saves launches of
+        kernels; off for CPUs, whose convolutions XLA makes several times
+        slower, and for synchronized batch norm, whose reductions it cannot
+        compile.
+      sync_batch_norm: whether batch norm speaks to other replicas.
+    """
+    if choice == "auto":
+        has_gpu = bool(tf.config.list_physical_devices("GPU"))
+        return has_gpu and not sync_batch_norm
+    return choice == "on"
 
 
 def _split_cpu(num_logical_cpus: int) -> None:

@@ -147,7 +147,9 @@ def _make_schedule(
     """Works out, checks and logs the batch arithmetic."""
     num_replicas = strategy.num_replicas_in_sync
     distribution.check_batch_size(
-        config.global_batch_size, num_replicas=num_replicas
+        config.global_batch_size,
+        num_replicas=num_replicas,
+        num_parts=config.gradient_accumulation_steps,
     )
     num_examples = len(dataset.labels)
     schedule = Schedule(
@@ -223,6 +225,7 @@ def _build_state(
             g_learning_rate=config.g_learning_rate,
             d_learning_rate=config.d_learning_rate,
             seed=config.seed,
+            precision=config.precision,
         )
 
 
@@ -250,6 +253,10 @@ def _build_step(
         latent_dim=config.latent_dim,
         global_batch_size=config.global_batch_size,
         seed=config.seed,
+        num_accumulation_steps=config.gradient_accumulation_steps,
+        jit_compile=distribution.should_jit(
+            config.jit_compile, sync_batch_norm=config.sync_batch_norm
+        ),
     )
 
 

@@ -1,11 +1,12 @@
 """Everything that training changes, in one object: what is saved is this."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
 
-from trainer import optimizers
+from trainer import loss_scale, optimizers
 
 
 class TrainState:
@@ -16,6 +17,8 @@ class TrainState:
       discriminator: samples [B, ...] -> logits [B, 1].
       g_optimizer: the generator's.
       d_optimizer: the discriminator's.
+      g_loss_scale: the generator's, or None where none is needed.
+      d_loss_scale: the discriminator's.
       global_step: int64, the number of finished rounds; one round updates both
         networks on every replica.
     """
@@ -28,17 +31,29 @@ class TrainState:
         g_learning_rate: float,
         d_learning_rate: float,
         seed: int,
+        precision: str = "float32",
     ) -> None:
         """Builds and initializes; call under the strategy's scope.
 
         Initial weights are a function of `seed` and of the networks alone.
 
+        Args:
+          build_generator: makes the generator.
+          build_discriminator: makes the discriminator.
+          g_learning_rate: of the generator's optimizer.
+          d_learning_rate: of the discriminator's.
+          seed: the run's seed.
+          precision: a Keras dtype policy. "float32"; "mixed_bfloat16" computes
+            layers in bfloat16; "mixed_float16" in float16, whose narrow range
+            needs loss scaling. Weights, losses and updates are float32 always.
+
         Raises:
           ValueError: the networks share a variable or keep random state.
         """
         keras.utils.set_random_seed(seed)
-        self.generator = build_generator()
-        self.discriminator = build_discriminator()
+        with _dtype_policy(precision):
+            self.generator = build_generator()
+            self.discriminator = build_discriminator()
         _check_networks(self.generator, self.discriminator)
         self.g_optimizer = optimizers.Adam(
             [v.value for v in self.generator.trainable_variables],
@@ -48,17 +63,37 @@ class TrainState:
             [v.value for v in self.discriminator.trainable_variables],
             learning_rate=d_learning_rate,
         )
+        self.g_loss_scale: loss_scale.LossScale | None = None
+        self.d_loss_scale: loss_scale.LossScale | None = None
+        if precision == "mixed_float16":
+            self.g_loss_scale = loss_scale.LossScale()
+            self.d_loss_scale = loss_scale.LossScale()
         self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False)
 
     def as_checkpoint(self) -> tf.train.Checkpoint:
         """Returns the objects to save and restore, by name."""
-        return tf.train.Checkpoint(
-            generator=self.generator,
-            discriminator=self.discriminator,
-            g_optimizer=self.g_optimizer,
-            d_optimizer=self.d_optimizer,
-            global_step=self.global_step,
-        )
+        objects = {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "g_optimizer": self.g_optimizer,
+            "d_optimizer": self.d_optimizer,
+            "global_step": self.global_step,
+        }
+        if self.g_loss_scale and self.d_loss_scale:
+            objects["g_loss_scale"] = self.g_loss_scale
+            objects["d_loss_scale"] = self.d_loss_scale
+        return tf.train.Checkpoint(**objects)
+
+
+@contextlib.contextmanager
+def _dtype_policy(name: str) -> Iterator[None]:
+    """Builds layers with a policy, which Keras knows only as a global."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _check_networks(generator: keras.Model, discriminator: keras.Model) -> None:

@@ -1,29 +1,30 @@
 """One adversarial round on every replica, and the compiled loop around it.
 
-The arithmetic of a round, with B the global batch size: each replica computes
-the per-example losses of its share, sums them and divides by B. Whatever must
-be the same on all replicas (gradients, moving statistics, metrics) is then
-summed over them in one packed reduction, and every replica applies the same
-update to its own copy of the variables.
+Each replica computes its contribution (`trainer.adversarial`). Whatever must be
+the same on all replicas (gradients, moving statistics, metrics) is then summed
+over them in one packed reduction, and every replica draws the same conclusion
+from the sums and applies the same update to its own copy of the variables.
 """
 
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import keras
 import tensorflow as tf
 
-from trainer import randomness
+from trainer.adversarial import MEAN_NAMES, AdversarialRound, Contribution
+from trainer.loss_scale import LossScale
+from trainer.network import Network
+from trainer.optimizers import Adam
 from trainer.train_state import TrainState
 
-METRIC_NAMES = (
-    "g_loss",
-    "d_loss",
-    "real_probability",
-    "fake_probability",
-    "g_gradient_norm",
-    "d_gradient_norm",
+METRIC_NAMES = (*MEAN_NAMES, "g_gradient_norm", "d_gradient_norm")
+# With loss scaling only.
+SCALE_METRIC_NAMES = (
+    "g_loss_scale",
+    "d_loss_scale",
+    "g_skipped_steps",
+    "d_skipped_steps",
 )
 
 
@@ -44,6 +45,8 @@ class TrainStep:
         latent_dim: int,
         global_batch_size: int,
         seed: int,
+        num_accumulation_steps: int = 1,
+        jit_compile: bool = False,
     ) -> None:
         """Prepares the compiled loop, which is traced at its first call.
 
@@ -56,33 +59,50 @@ class TrainStep:
           latent_dim: size of the generator's input.
           global_batch_size: B, over all replicas.
           seed: the run's seed.
+          num_accumulation_steps: each replica goes through its share in so many
+            equal parts, one after the other, to need less memory.
+          jit_compile: whether XLA compiles each replica's computation.
         """
         self.num_traces = 0
         self._state = state
         self._strategy = strategy
         self._batches = iter(batches)
-        self._loss = loss
-        self._latent_dim = latent_dim
-        self._global_batch_size = global_batch_size
-        self._seed = seed
+        self._num_accumulation_steps = num_accumulation_steps
+        self._round = AdversarialRound(
+            loss=loss,
+            latent_dim=latent_dim,
+            global_batch_size=global_batch_size,
+            num_parts=strategy.num_replicas_in_sync * num_accumulation_steps,
+            seed=seed,
+        )
+        self._compute = self._compute_contribution
+        if jit_compile:
+            self._compute = tf.function(self._compute, jit_compile=True)
         self._run_steps = tf.function(self._trace_steps)
+        self._metric_names: Sequence[str] = METRIC_NAMES
+        if state.g_loss_scale:
+            self._metric_names += SCALE_METRIC_NAMES
 
     def run(self, num_steps: int) -> dict[str, float]:
         """Runs `num_steps` rounds in one call into TensorFlow.
 
         Returns:
-          `METRIC_NAMES` of the last round, over its global batch, and
+          `METRIC_NAMES` of the last round, over its global batch; with loss
+          scaling `SCALE_METRIC_NAMES` as they are after it; and
           `data_wait_secs`, how long all the rounds together waited for data.
         """
         metrics, data_wait_secs = self._run_steps(
             tf.constant(num_steps, tf.int64)
         )
-        values = dict(zip(METRIC_NAMES, metrics.numpy().tolist(), strict=True))
-        return {**values, "data_wait_secs": float(data_wait_secs)}
+        values = metrics.numpy().tolist()
+        return {
+            **dict(zip(self._metric_names, values, strict=True)),
+            "data_wait_secs": float(data_wait_secs),
+        }
 
     def _trace_steps(self, num_steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         self.num_traces += 1
-        metrics = tf.zeros([len(METRIC_NAMES)])
+        metrics = tf.zeros([len(self._metric_names)])
         data_wait_secs = tf.zeros([], tf.float64)
         for _ in tf.range(num_steps):
             # One step at a time: the next one needs this one's weights.
@@ -105,151 +125,138 @@ class TrainStep:
             return batch, _now_secs() - start_secs
 
     def _replica_step(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
-        """One round on this replica's share of the global batch.
-
-        Both losses come from one shared forward pass, and both networks are
-        updated from it, as in the tutorial.
-
-        Returns:
-          `METRIC_NAMES` of the global batch, a vector.
-        """
+        """One round on this replica's share; returns the metrics, a vector."""
         state = self._state
         replica = tf.distribute.get_replica_context()
-        generator = _Network.of(state.generator)
-        discriminator = _Network.of(state.discriminator)
-
-        with tf.GradientTape(persistent=True) as tape:
-            tape.watch([generator.weights, discriminator.weights])
-            real_logits, fake_logits, g_buffers, d_buffers = self._forward(
-                generator, discriminator, batch["sample"], replica
-            )
-            g_losses, d_losses = self._loss(
-                real_logits=real_logits, fake_logits=fake_logits
-            )
-            # Losses are scaled here and nowhere else.
-            g_loss = self._share_of_mean(g_losses)
-            d_loss = self._share_of_mean(d_losses)
-
-        g_gradients, d_gradients, g_buffers, d_buffers, means = (
-            _sum_over_replicas(
-                replica,
-                (
-                    tape.gradient(g_loss, generator.weights),
-                    tape.gradient(d_loss, discriminator.weights),
-                    _share_of_buffers(g_buffers, replica),
-                    _share_of_buffers(d_buffers, replica),
-                    [
-                        g_loss,
-                        d_loss,
-                        self._share_of_mean(tf.sigmoid(real_logits)),
-                        self._share_of_mean(tf.sigmoid(fake_logits)),
-                    ],
-                ),
-            )
+        generator = Network.of(state.generator)
+        discriminator = Network.of(state.discriminator)
+        sums = _sum_over_replicas(
+            replica,
+            self._contribution(
+                generator,
+                discriminator,
+                batch["sample"],
+                tf.cast(replica.replica_id_in_sync_group, tf.int64),
+            ),
         )
-        state.g_optimizer.apply(g_gradients)
-        state.d_optimizer.apply(d_gradients)
-        generator.assign_buffers(g_buffers)
-        discriminator.assign_buffers(d_buffers)
-        norms = [tf.linalg.global_norm(g) for g in (g_gradients, d_gradients)]
-        return tf.stack([*means, *norms])
+        g_norm = _update(
+            generator,
+            state.g_optimizer,
+            state.g_loss_scale,
+            sums.g_gradients,
+            sums.g_buffers,
+        )
+        d_norm = _update(
+            discriminator,
+            state.d_optimizer,
+            state.d_loss_scale,
+            sums.d_gradients,
+            sums.d_buffers,
+        )
+        metrics = [sums.means, [g_norm, d_norm]]
+        if state.g_loss_scale and state.d_loss_scale:
+            scales = [state.g_loss_scale, state.d_loss_scale]
+            metrics.append([s.scale for s in scales])
+            metrics.append([tf.cast(s.num_skipped, tf.float32) for s in scales])
+        return tf.concat(metrics, axis=0)
 
-    def _forward(
+    def _contribution(
         self,
-        generator: "_Network",
-        discriminator: "_Network",
+        generator: Network,
+        discriminator: Network,
         real: tf.Tensor,
-        replica: tf.distribute.ReplicaContext,
-    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
-        """Returns real_logits, fake_logits and both networks' new buffers."""
-        batch_size = real.shape[0]
-        # Nothing starts before the batch is there: else the generator would
-        # occupy the cores first, and that would be measured as waiting.
-        with tf.control_dependencies([real]):
-            step = tf.identity(self._state.global_step)
-
-        def draws(purpose: str) -> randomness.Draws:
-            return randomness.Draws(
-                seed=self._seed,
-                purpose=purpose,
-                step=step,
-                first_position=tf.cast(
-                    replica.replica_id_in_sync_group, tf.int64
+        replica_id: tf.Tensor,
+    ) -> Contribution:
+        """Computes this replica's contribution, part by part."""
+        state = self._state
+        part_size = real.shape[0] // self._num_accumulation_steps
+        parts: list[Contribution] = []
+        for index in range(self._num_accumulation_steps):
+            first = index * part_size
+            # A part waits for the one before, or all would need their memory
+            # at once; and the first for its data, or the generator would occupy
+            # the cores and that would be measured as waiting.
+            before = tf.nest.flatten(parts[-1]) if parts else [real]
+            with tf.control_dependencies(before):
+                step = tf.identity(state.global_step)
+                part = self._compute(
+                    generator.weights,
+                    generator.buffers,
+                    discriminator.weights,
+                    discriminator.buffers,
+                    real=real[first : first + part_size],
+                    step=step,
+                    first_position=replica_id * real.shape[0] + first,
+                    g_scale=_scale_of(state.g_loss_scale),
+                    d_scale=_scale_of(state.d_loss_scale),
                 )
-                * batch_size,
-            )
+            parts.append(part)
+        return tf.nest.map_structure(
+            lambda *summands: tf.add_n(summands), *parts
+        )
 
-        latents = draws("latents").normal((batch_size, self._latent_dim))
-        with randomness.draw_from(draws("generator")):
-            fake, g_buffers = generator(latents)
-        with randomness.draw_from(draws("discriminator on real")):
-            real_logits, d_buffers = discriminator(real)
-        with randomness.draw_from(draws("discriminator on fake")):
-            fake_logits, d_buffers = discriminator(fake, d_buffers)
-        return real_logits, fake_logits, g_buffers, d_buffers
+    def _compute_contribution(
+        self,
+        g_weights: list[tf.Tensor],
+        g_buffers: list[tf.Tensor],
+        d_weights: list[tf.Tensor],
+        d_buffers: list[tf.Tensor],
+        **kwargs: tf.Tensor,
+    ) -> Contribution:
+        """What XLA may compile: tensors in, tensors out."""
+        return self._round.contribution(
+            Network(self._state.generator, g_weights, g_buffers),
+            Network(self._state.discriminator, d_weights, d_buffers),
+            **kwargs,
+        )
 
-    def _share_of_mean(self, per_example: tf.Tensor) -> tf.Tensor:
-        """This replica's summand of the mean over the global batch."""
-        return tf.reduce_sum(per_example) / self._global_batch_size
 
+def _update(
+    network: Network,
+    optimizer: Adam,
+    loss_scale: LossScale | None,
+    gradients: list[tf.Tensor],
+    buffers: list[tf.Tensor],
+) -> tf.Tensor:
+    """Updates a network from sums over the replicas; returns their norm.
 
-class _Network(NamedTuple):
-    """A model as a function of its weights, on one replica.
-
-    Layers that keep statistics assign them while they are called. Called as a
-    function they return them instead, so that they can be made the same on all
-    replicas first, whatever layer they belong to.
+    With loss scaling, sums that are not finite leave the weights, the
+    optimizer's slots and the buffers as they are.
     """
+    if loss_scale is None:
+        optimizer.apply(gradients)
+        network.assign_buffers(buffers)
+        return tf.linalg.global_norm(gradients)
 
-    model: keras.Model
-    weights: list[tf.Tensor]
-    buffers: list[tf.Tensor]
+    gradients = [g / loss_scale.scale for g in gradients]
+    norm = tf.linalg.global_norm(gradients)
+    # Anything that is not finite makes the norm so.
+    is_finite = tf.math.is_finite(norm + tf.linalg.global_norm(buffers))
 
-    @classmethod
-    def of(cls, model: keras.Model) -> "_Network":
-        return cls(
-            model,
-            [tf.convert_to_tensor(v.value) for v in model.trainable_variables],
-            [
-                tf.convert_to_tensor(v.value)
-                for v in model.non_trainable_variables
-            ],
-        )
+    def apply() -> None:
+        optimizer.apply(gradients)
+        network.assign_buffers(buffers)
 
-    def __call__(
-        self, inputs: tf.Tensor, buffers: list[tf.Tensor] | None = None
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        return self.model.stateless_call(
-            self.weights,
-            self.buffers if buffers is None else buffers,
-            inputs,
-            training=True,
-        )
+    # No collective is inside, and all replicas take the same branch.
+    tf.cond(is_finite, apply, lambda: None)
+    loss_scale.update(is_finite)
+    return norm
 
-    def assign_buffers(self, buffers: list[tf.Tensor]) -> None:
-        for variable, value in zip(
-            self.model.non_trainable_variables, buffers, strict=True
-        ):
-            variable.assign(value)
+
+def _scale_of(loss_scale: LossScale | None) -> tf.Tensor:
+    return tf.constant(1.0) if loss_scale is None else loss_scale.scale + 0.0
+
+
+def _sum_over_replicas(
+    replica: tf.distribute.ReplicaContext, contribution: Contribution
+) -> Contribution:
+    """Sums over the replicas, packed into one reduction."""
+    flat = tf.nest.flatten(contribution)
+    summed = replica.all_reduce(tf.distribute.ReduceOp.SUM, flat)
+    return tf.nest.pack_sequence_as(contribution, summed)
 
 
 def _now_secs() -> tf.Tensor:
     """The clock, as an op (tf.timestamp is refused in deterministic mode)."""
     now_secs = tf.numpy_function(time.monotonic, [], tf.float64)
     return tf.ensure_shape(now_secs, [])
-
-
-def _share_of_buffers(
-    buffers: list[tf.Tensor], replica: tf.distribute.ReplicaContext
-) -> list[tf.Tensor]:
-    """Summands whose sum over the replicas is the replicas' mean."""
-    return [b / replica.num_replicas_in_sync for b in buffers]
-
-
-def _sum_over_replicas(
-    replica: tf.distribute.ReplicaContext, nested: Any
-) -> Any:
-    """Sums the tensors of a nested structure over replicas, packed together."""
-    flat = tf.nest.flatten(nested)
-    summed = replica.all_reduce(tf.distribute.ReduceOp.SUM, flat)
-    return tf.nest.pack_sequence_as(nested, summed)

@@ -48,7 +48,8 @@ def dcgan28_generator(
             normalize(),
             keras.layers.LeakyReLU(_LEAKY_SLOPE),
             upsample(1, strides=2),  # [B, 28, 28, 1]
-            keras.layers.Activation("tanh"),
+            # In mixed precision, what leaves the network is float32.
+            keras.layers.Activation("tanh", dtype="float32"),
         ],
         name="generator",
     )
@@ -70,7 +71,7 @@ def dcgan28_discriminator(*, dropout_rate: float = 0.3) -> keras.Model:
             *downsample(64),  # [B, 14, 14, 64]
             *downsample(128),  # [B, 7, 7, 128]
             keras.layers.Flatten(),
-            keras.layers.Dense(1),
+            keras.layers.Dense(1, dtype="float32"),
         ],
         name="discriminator",
     )

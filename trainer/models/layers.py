@@ -112,9 +112,9 @@ class BatchNormalization(keras.layers.Layer):
     ) -> tf.Tensor:
         scale = self.gamma * tf.math.rsqrt(variance + self.epsilon)
         offset = self.beta - mean * scale
-        return inputs * tf.cast(scale, inputs.dtype) + tf.cast(
-            offset, inputs.dtype
-        )
+        # In float32: with a large mean, the two terms nearly cancel.
+        outputs = tf.cast(inputs, tf.float32) * scale + offset
+        return tf.cast(outputs, inputs.dtype)
 
     def _fused(
         self, inputs: tf.Tensor

@@ -1,0 +1,130 @@
+"""The arithmetic of one adversarial round on one replica's examples.
+
+A pure function: it reads no variable and assigns none, so that it can be
+compiled as one unit, and everything random in it is addressed by step and
+position. With B the global batch size, what it returns are summands: summed
+over all replicas they are means over B.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from trainer import randomness
+from trainer.network import Network
+
+MEAN_NAMES = ("g_loss", "d_loss", "real_probability", "fake_probability")
+
+
+class Contribution(NamedTuple):
+    """One replica's summands of what all replicas must agree on.
+
+    Attributes:
+      g_gradients: of the scaled generator loss, one per weight.
+      d_gradients: of the scaled discriminator loss, one per weight.
+      g_buffers: the generator's new buffers.
+      d_buffers: the discriminator's.
+      means: `MEAN_NAMES`, a vector.
+    """
+
+    g_gradients: list[tf.Tensor]
+    d_gradients: list[tf.Tensor]
+    g_buffers: list[tf.Tensor]
+    d_buffers: list[tf.Tensor]
+    means: tf.Tensor
+
+
+class AdversarialRound:
+    """Both losses from one shared forward pass, and both gradients."""
+
+    def __init__(
+        self,
+        *,
+        loss: Callable[..., tuple[tf.Tensor, tf.Tensor]],
+        latent_dim: int,
+        global_batch_size: int,
+        num_parts: int,
+        seed: int,
+    ) -> None:
+        """Fixes what does not change from step to step.
+
+        Args:
+          loss: one of `trainer.losses`.
+          latent_dim: size of the generator's input.
+          global_batch_size: B.
+          num_parts: over how many parts of the global batch buffers are
+            averaged: the replicas, times the parts of each one's share.
+          seed: the run's seed.
+        """
+        self._loss = loss
+        self._latent_dim = latent_dim
+        self._global_batch_size = global_batch_size
+        self._num_parts = num_parts
+        self._seed = seed
+
+    def contribution(
+        self,
+        generator: Network,
+        discriminator: Network,
+        *,
+        real: tf.Tensor,
+        step: tf.Tensor,
+        first_position: tf.Tensor,
+        g_scale: tf.Tensor,
+        d_scale: tf.Tensor,
+    ) -> Contribution:
+        """Computes the losses and gradients of some examples.
+
+        Args:
+          generator: latents [b, latent_dim] -> samples.
+          discriminator: samples -> logits [b, 1].
+          real: [b, ...] in [-1, 1].
+          step: the global step.
+          first_position: of `real[0]` in the global batch.
+          g_scale: multiplies the generator's loss before the gradient.
+          d_scale: the same for the discriminator's.
+        """
+
+        def draws(purpose: str) -> randomness.Draws:
+            return randomness.Draws(
+                seed=self._seed,
+                purpose=purpose,
+                step=step,
+                first_position=first_position,
+            )
+
+        latents = draws("latents").normal((real.shape[0], self._latent_dim))
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch([generator.weights, discriminator.weights])
+            with randomness.draw_from(draws("generator")):
+                fake, g_buffers = generator(latents)
+            with randomness.draw_from(draws("discriminator on real")):
+                real_logits, d_buffers = discriminator(real)
+            with randomness.draw_from(draws("discriminator on fake")):
+                fake_logits, d_buffers = discriminator(fake, d_buffers)
+            g_losses, d_losses = self._loss(
+                real_logits=real_logits, fake_logits=fake_logits
+            )
+            # Divided by the global batch size here and nowhere else.
+            g_loss = self._share_of_mean(g_losses)
+            d_loss = self._share_of_mean(d_losses)
+            scaled_g_loss = g_loss * g_scale
+            scaled_d_loss = d_loss * d_scale
+        return Contribution(
+            g_gradients=tape.gradient(scaled_g_loss, generator.weights),
+            d_gradients=tape.gradient(scaled_d_loss, discriminator.weights),
+            g_buffers=[b / self._num_parts for b in g_buffers],
+            d_buffers=[b / self._num_parts for b in d_buffers],
+            means=tf.stack(
+                [
+                    g_loss,
+                    d_loss,
+                    self._share_of_mean(tf.sigmoid(real_logits)),
+                    self._share_of_mean(tf.sigmoid(fake_logits)),
+                ]
+            ),
+        )
+
+    def _share_of_mean(self, per_example: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(per_example) / self._global_batch_size

@@ -1,0 +1,64 @@
+"""A Keras model as a function of its weights, for one replica of it."""
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+
+class Network(NamedTuple):
+    """A model, and what its variables hold on this replica.
+
+    Layers that keep statistics assign them while they are called. Called as a
+    function they return them instead, so that they can be made the same on all
+    replicas first, whatever layer they belong to. And nothing in the function
+    touches a variable, so that it can be compiled by XLA for each replica.
+
+    Attributes:
+      model: the model.
+      weights: of its trainable variables.
+      buffers: of the others, such as moving statistics.
+    """
+
+    model: keras.Model
+    weights: list[tf.Tensor]
+    buffers: list[tf.Tensor]
+
+    @classmethod
+    def of(cls, model: keras.Model) -> "Network":
+        """Reads the variables; call in replica context."""
+        return cls(
+            model,
+            [tf.convert_to_tensor(v.value) for v in model.trainable_variables],
+            [
+                tf.convert_to_tensor(v.value)
+                for v in model.non_trainable_variables
+            ],
+        )
+
+    def __call__(
+        self, inputs: tf.Tensor, buffers: list[tf.Tensor] | None = None
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Calls the model in training mode.
+
+        Args:
+          inputs: [B, ...].
+          buffers: instead of the model's own, from an earlier call.
+
+        Returns:
+          the outputs as float32, and the new buffers.
+        """
+        outputs, new_buffers = self.model.stateless_call(
+            self.weights,
+            self.buffers if buffers is None else buffers,
+            inputs,
+            training=True,
+        )
+        return tf.cast(outputs, tf.float32), new_buffers
+
+    def assign_buffers(self, buffers: list[tf.Tensor]) -> None:
+        """Sets the model's own buffers on this replica."""
+        for variable, value in zip(
+            self.model.non_trainable_variables, buffers, strict=True
+        ):
+            variable.assign(value)
