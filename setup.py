@@ -4,16 +4,16 @@ from pathlib import Path
 
 import setuptools
 
-# Every range is the one that the tests ran with; BUILD.md says what each
-# package is for.
+# BUILD.md says what each package is for, and which versions the tests ran with.
 _INSTALL_REQUIRES = [
     "absl-py>=2.1,<3",
     "google-crc32c>=1.6,<2",
     # Declared for tensorflow-datasets, which imports it without saying so.
-    "importlib_resources>=6.4",
-    "keras>=3.15,<3.16",
+    "importlib_resources>=6.4,<8",
+    # Python 3.10 gets 3.12, later ones 3.15.
+    "keras>=3.12.4,<3.16",
     "numpy>=1.26,<3",
-    "pillow>=11",
+    "pillow>=11,<14",
     "requests>=2.31,<3",
     "scikit-learn>=1.5,<2",
     # TensorFlow no longer brings it.

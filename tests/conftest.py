@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -38,3 +39,24 @@ tf.distribute.MirroredStrategy._collective_key_base = _FreshKeys()
 def _seed() -> None:
     # With op determinism on, TensorFlow refuses unseeded draws.
     keras.utils.set_random_seed(1)
+
+
+_exit_code = 0
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """Keeps the exit code for `pytest_unconfigure`."""
+    global _exit_code
+    _exit_code = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """Leaves without TensorFlow's clean-up.
+
+    It waits a second or more for each data iterator that the process ever had:
+    minutes, after all these tests. Everything is reported by now.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_exit_code)

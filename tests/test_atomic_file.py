@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 
 import pytest
 
@@ -76,3 +77,25 @@ def test_a_path_under_a_file_is_a_storage_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(errors.StorageError, match="Not a directory"):
         atomic_file.write_bytes(tmp_path / "file" / "a", b"data")
+
+
+def test_what_killed_processes_left_is_removed_when_it_is_old(tmp_path):
+    path = tmp_path / "a[1].json"
+    old = tmp_path / ".a[1].json.tmp-0123"
+    young = tmp_path / ".a[1].json.tmp-4567"
+    others = tmp_path / ".a1.json.tmp-0123"
+    for leftover in (old, young, others):
+        leftover.write_bytes(b"half")
+    for leftover in (old, others):
+        os.utime(leftover, (time.time() - 4000,) * 2)
+    atomic_file.write_bytes(path, b"data")
+    assert path.read_bytes() == b"data"
+    assert set(tmp_path.iterdir()) == {path, young, others}
+
+
+def test_left_overs_that_cannot_be_removed_are_no_error(tmp_path):
+    leftover = tmp_path / ".a.tmp-0123"
+    leftover.mkdir()
+    os.utime(leftover, (0, 0))
+    atomic_file.write_bytes(tmp_path / "a", b"data")
+    assert leftover.exists()

@@ -95,9 +95,19 @@ def save_steps(root, steps, **options):
 def restored_step(root, **options):
     """The step that a new process would restore, checked by its value."""
     objects = small()
-    found = checkpointer(root, objects, **options).restore_latest()
+    found = restore_newest(
+        root, checkpointer(root, objects, **options), **options
+    )
     assert objects.value.numpy()[0] == found.step
     return found.step
+
+
+def restore_newest(root, saver, *, config_digest="c0ffee", **_):
+    """Does what a new process does before it trains."""
+    found = finder.find_newest(LocalStore(root), config_digest=config_digest)
+    if found is not None:
+        saver.restore(found)
+    return found
 
 
 @pytest.fixture
@@ -126,7 +136,7 @@ def test_the_state_comes_back_to_the_bit(root, saved_on, restored_on):
     assert os.listdir(root) == ["step-000000350"]
 
     other = build(restored_on)
-    found = checkpointer(root, other, attempt="a2").restore_latest()
+    found = restore_newest(root, checkpointer(root, other, attempt="a2"))
     assert (found.step, found.name) == (350, "step-000000350")
     assert found.host_state == host_state
     for expected, value in zip(values(objects), values(other), strict=True):
@@ -141,9 +151,9 @@ def test_the_state_comes_back_to_the_bit(root, saved_on, restored_on):
 
 def test_no_checkpoint_at_all_is_none(root):
     objects = small(3.0)
-    assert checkpointer(root, objects).restore_latest() is None
+    assert restore_newest(root, checkpointer(root, objects)) is None
     root.mkdir()
-    assert checkpointer(root, objects).restore_latest() is None
+    assert restore_newest(root, checkpointer(root, objects)) is None
     assert finder.find_newest(LocalStore(root), config_digest="a") is None
     assert objects.value.numpy()[0] == 3.0
     assert os.listdir(root) == []
@@ -192,7 +202,7 @@ def test_none_good_stops_and_deletes_nothing(root):
         damage(root, f"step-00000000{step}", name, "deleted")
     before = sorted(root.rglob("*"))
     with pytest.raises(errors.CheckpointError) as caught:
-        checkpointer(root, small()).restore_latest()
+        restore_newest(root, checkpointer(root, small()))
     assert caught.value.exit_code == 4
     for step, name in enumerate(FILES[:3], start=1):
         assert f"step-00000000{step}: {name} is missing" in str(caught.value)
@@ -205,7 +215,7 @@ def test_another_configuration_is_refused_and_not_skipped(root):
     save_steps(root, [2], config_digest="f0e")
     objects = small(9.0)
     with pytest.raises(errors.CheckpointError, match="configuration.*f0e"):
-        checkpointer(root, objects).restore_latest()
+        restore_newest(root, checkpointer(root, objects))
     with pytest.raises(errors.CheckpointError, match="configuration"):
         checkpointer(root, objects).save(2, {})
     assert objects.value.numpy()[0] == 9.0
@@ -216,7 +226,7 @@ def test_other_variables_are_named_and_not_half_accepted(root, units):
     checkpointer(root, build(1)).save(1, {})
     other = small() if units is None else build(1, units=units)
     with pytest.raises(errors.CheckpointError, match="does not fit") as caught:
-        checkpointer(root, other).restore_latest()
+        restore_newest(root, checkpointer(root, other))
     assert "step-000000001" in str(caught.value)
 
 
@@ -229,7 +239,7 @@ def test_missing_or_left_over_variables_are_not_accepted(root, saved, restored):
 
     checkpointer(root, objects(saved)).save(1, {})
     with pytest.raises(errors.CheckpointError, match="does not fit"):
-        checkpointer(root, objects(restored)).restore_latest()
+        restore_newest(root, checkpointer(root, objects(restored)))
 
 
 def test_a_file_cut_after_the_verification_is_no_traceback(root):
@@ -313,7 +323,7 @@ def test_a_saved_step_is_not_written_again(root, monkeypatch, warnings):
     monkeypatch.setattr(logging, "log", lambda *args: levels.append(args[0]))
     save_steps(root, [1], attempt="a2")
     resumed = checkpointer(root, objects, attempt="a3")
-    resumed.restore_latest()
+    restore_newest(root, resumed)
     resumed.save(1, {"epoch": 1})
     assert levels == [logging.WARNING, logging.INFO]
     assert (root / "step-000000001" / FILES[0]).stat() == before
@@ -384,6 +394,23 @@ def test_a_failure_anywhere_in_a_save_loses_nothing(
     assert os.listdir(root) == ["step-000000003"]
 
 
+def test_what_tensorflow_cannot_remove_is_no_part_of_a_checkpoint(
+    root, monkeypatch
+):
+    write = tf.train.Checkpoint.write
+
+    def write_and_leave(self, prefix):
+        write(self, prefix)
+        os.mkdir(f"{prefix}_temp")
+
+    monkeypatch.setattr(tf.train.Checkpoint, "write", write_and_leave)
+    save_steps(root, [1, 2], keep=1)
+    record = LocalStore(root).read_manifest("step-000000002")
+    assert [file.name for file in record.files] == FILES[1:]
+    assert restored_step(root) == 2
+    assert os.listdir(root) == ["step-000000002"]
+
+
 def test_what_tensorflow_cannot_write_is_a_storage_error(root, monkeypatch):
     def refuse(*_):
         raise tf.errors.ResourceExhaustedError(None, None, "disk is full")
@@ -396,8 +423,12 @@ def test_what_tensorflow_cannot_write_is_a_storage_error(root, monkeypatch):
 
 def test_an_impossible_directory_is_a_storage_error(tmp_path):
     (tmp_path / "file").touch()
-    saver = checkpointer(tmp_path / "file" / "checkpoints", small())
-    for action in (lambda: saver.save(1, {}), saver.restore_latest):
+    saver_root = tmp_path / "file" / "checkpoints"
+    saver = checkpointer(saver_root, small())
+    for action in (
+        lambda: saver.save(1, {}),
+        lambda: restore_newest(saver_root, saver),
+    ):
         with pytest.raises(errors.StorageError) as caught:
             action()
         assert caught.value.exit_code == 6

@@ -1,14 +1,16 @@
 """The three ways to MNIST, and what is said where each is blocked."""
 
 import gzip
+import logging
 import pathlib
 
 import numpy as np
 import pytest
 import requests
+from absl import logging as absl_logging
 
 from tests import idx_files
-from trainer import data, errors
+from trainer import data, errors, main
 from trainer.data import mnist
 
 SHARED_DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -34,7 +36,6 @@ def test_reads_the_original_files(tmp_path):
     np.testing.assert_array_equal(dataset.labels, labels)
     assert dataset.samples.dtype == np.uint8
     assert dataset.labels.dtype == np.int32
-    assert dataset.num_classes == 10
 
 
 @pytest.mark.parametrize(
@@ -130,6 +131,29 @@ def test_names_both_ways_out_without_a_network(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_without_a_network_there_is_one_error_and_no_warning(
+    tmp_path, monkeypatch, capfd
+):
+    def fail(url, *, timeout):
+        raise requests.exceptions.ConnectionError(f"no route to {url}")
+
+    def run(_):
+        load(tmp_path)
+
+    monkeypatch.setattr(requests, "head", fail)
+    monkeypatch.setattr("trainer.train.run", run)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
+    # In place of pytest's handlers, so that warnings reach stderr.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    assert main.main(["main.py", "--dataset=mnist"]) == 3
+    absl_logging.warning("others")
+    lines = capfd.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("warning:")] == [
+        "warning: others"
+    ]
+    assert len([line for line in lines if line.startswith("error:")]) == 1
+
+
 def test_failed_download_is_a_data_error(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
@@ -151,7 +175,6 @@ def test_both_ways_hold_the_same_training_images():
         assert dataset.samples.shape == (60000, 28, 28, 1)
         assert dataset.samples.dtype == np.uint8
         assert dataset.labels.dtype == np.int32
-        assert dataset.num_classes == 10
         return sorted(
             sample.tobytes() + bytes([label])
             for sample, label in zip(

@@ -6,8 +6,10 @@ import types
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
+from absl import logging
 
-from trainer import config, errors, main
+from trainer import config, errors, main, quiet
 
 ROOT = Path(main.__file__).parent.parent
 # TensorFlow alone takes longer to import than this.
@@ -184,6 +186,10 @@ def run(config):
     return int(os.environ["TF_CPP_MIN_LOG_LEVEL"])
 fake.run = run
 sys.modules["trainer.train"] = fake
+tensorflow = types.ModuleType("tensorflow")  # The real one takes seconds.
+tensorflow.__file__ = "/nowhere/tensorflow/__init__.py"
+tensorflow.config = types.SimpleNamespace(list_physical_devices=list)
+sys.modules["tensorflow"] = tensorflow
 from trainer import main
 sys.exit(main.main(["main.py"]))
 """
@@ -199,3 +205,53 @@ sys.exit(main.main(["main.py"]))
     assert result.stderr == "step 3\nwarning: slow\n"
     assert result.stdout == ""
     assert result.returncode == 2
+
+
+def test_tensorflow_says_nothing_at_a_save_and_its_warnings_stay(
+    train, tmp_path, caplog
+):
+    warn = compile(
+        "logging.info('theirs'); logging.warning('slow')",
+        Path(tf.__file__).parent / "python" / "some.py",
+        "exec",
+    )
+
+    def run(_):
+        objects = tf.train.Checkpoint(value=tf.Variable(1.0))
+        objects.write(str(tmp_path / "state"))
+        logging.info("ours")
+        exec(warn, {"logging": logging})
+        return 0
+
+    train.run = run
+    assert main.main(["main.py"]) == 0
+    assert caplog.messages == ["ours", "slow"]
+
+
+@pytest.mark.skipif(
+    any(map(os.path.exists, quiet._NVIDIA_PATHS)),
+    reason="where there is an NVIDIA device, all that TensorFlow says is shown",
+)
+def test_the_first_line_is_ours(tmp_path):
+    code = """
+import sys, types
+fake = types.ModuleType("trainer.train")
+def run(config):
+    import tensorflow as tf
+    print("ours", len(tf.config.list_logical_devices()), file=sys.stderr)
+    return 0
+fake.run = run
+sys.modules["trainer.train"] = fake
+from trainer import main
+sys.exit(main.main(["main.py"]))
+"""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (0, "ours 1\n")

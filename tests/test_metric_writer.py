@@ -213,3 +213,17 @@ def test_events_on_a_full_disk_are_a_storage_error(
             writer.flush()
     for thread in set(threading.enumerate()) - set(before):
         thread.join(timeout=10)
+
+
+def test_what_is_not_finite_is_null_and_not_drawn(tmp_path, open_writer):
+    writer = open_writer()
+    writer.write_scalars(1, {"g_loss": 1.0, "g_norm": math.inf})
+    writer.write_scalars(2, {"g_loss": math.nan, "g_norm": 2.0})
+    writer.close()
+    assert _records(tmp_path) == [
+        {"step": 1, "g_loss": 1.0, "g_norm": None},
+        {"step": 2, "g_loss": None, "g_norm": 2.0},
+    ]
+    events = _read_events(tmp_path)
+    assert [e.step for e in events.Scalars("g_loss")] == [1]
+    assert [e.step for e in events.Scalars("g_norm")] == [2]

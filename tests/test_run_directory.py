@@ -1,3 +1,4 @@
+import errno
 import json
 import re
 import shutil
@@ -19,6 +20,14 @@ def make_config(workdir: Path, **values: object) -> config_lib.Config:
     return config_lib.Config(workdir=str(workdir), **values).resolve()
 
 
+def start(
+    config: config_lib.Config, attempt: str
+) -> run_directory.RunDirectory:
+    """Starts a run in its directory, and ends it."""
+    with run_directory.claim(config, attempt):
+        return run_directory.RunDirectory(Path(config.workdir))
+
+
 def contents(directory: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(directory)): path.read_bytes()
@@ -29,7 +38,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def test_a_new_run_gets_its_config_and_environment(workdir):
     config = make_config(workdir)
-    run = run_directory.prepare(config, "first")
+    run = start(config, "first")
     assert run.root == workdir
     assert set(contents(workdir)) == {"config.json", "environment.json"}
     text = run.config.read_text()
@@ -40,7 +49,7 @@ def test_environment_describes_the_attempt_and_no_variables(
     workdir, monkeypatch
 ):
     monkeypatch.setenv("A_PASSWORD", "correct horse battery staple")
-    run = run_directory.prepare(make_config(workdir), "first")
+    run = start(make_config(workdir), "first")
     text = run.environment.read_text()
     assert "correct horse" not in text
     environment = json.loads(text)
@@ -48,7 +57,7 @@ def test_environment_describes_the_attempt_and_no_variables(
     assert environment["tensorflow"].startswith("2.")
     assert environment["keras"].startswith("3.")
     assert environment["command"]
-    run_directory.prepare(make_config(workdir), "second")
+    start(make_config(workdir), "second")
     assert json.loads(run.environment.read_text())["attempt"] == "second"
 
 
@@ -72,25 +81,25 @@ def test_git_revision_is_that_of_this_code_only(monkeypatch, tmp_path):
 def test_missing_packages_and_git_are_no_obstacle(monkeypatch, workdir):
     monkeypatch.setattr(run_directory, "_PACKAGES", ("no-such-package",))
     monkeypatch.setenv("PATH", "")
-    run = run_directory.prepare(make_config(workdir), "first")
+    run = start(make_config(workdir), "first")
     environment = json.loads(run.environment.read_text())
     assert environment["no-such-package"] is None
     assert environment["git_revision"] is None
 
 
 def test_a_run_may_go_on_with_what_leaves_the_result(workdir):
-    run_directory.prepare(make_config(workdir), "first")
+    start(make_config(workdir), "first")
     config = make_config(workdir, epochs=60, strategy="one_device")
-    run = run_directory.prepare(config, "second")
+    run = start(config, "second")
     assert json.loads(run.config.read_text())["epochs"] == 60
 
 
 def test_other_hyperparameters_are_refused_with_a_difference(workdir):
-    run_directory.prepare(make_config(workdir), "first")
+    start(make_config(workdir), "first")
     before = contents(workdir)
     config = make_config(workdir, latent_dim=64, seed=3, epochs=60)
     with pytest.raises(errors.UsageError) as raised:
-        run_directory.prepare(config, "second")
+        start(config, "second")
     message = str(raised.value)
     assert "latent_dim: 100 -> 64" in message
     assert "seed: 0 -> 3" in message
@@ -100,16 +109,16 @@ def test_other_hyperparameters_are_refused_with_a_difference(workdir):
 
 
 def test_never_refuses_a_run_and_leaves_it_alone(workdir):
-    run_directory.prepare(make_config(workdir, resume="never"), "first")
+    start(make_config(workdir, resume="never"), "first")
     before = contents(workdir)
     with pytest.raises(errors.UsageError, match="--resume=never"):
-        run_directory.prepare(make_config(workdir, resume="never"), "second")
+        start(make_config(workdir, resume="never"), "second")
     assert contents(workdir) == before
 
 
 def test_must_refuses_where_there_is_no_run(workdir):
     with pytest.raises(errors.CheckpointError, match="holds no run"):
-        run_directory.prepare(make_config(workdir, resume="must"), "first")
+        start(make_config(workdir, resume="must"), "first")
     assert not workdir.parent.exists()
 
 
@@ -117,10 +126,10 @@ def test_must_refuses_where_there_is_no_run(workdir):
     "content", [b"", b"{", b"\xff\xfe", b'{"epoch": 50}', b"[]"]
 )
 def test_a_corrupt_config_is_named(workdir, content):
-    run = run_directory.prepare(make_config(workdir), "first")
+    run = start(make_config(workdir), "first")
     run.config.write_bytes(content)
     with pytest.raises(errors.UsageError, match=str(run.config)):
-        run_directory.prepare(make_config(workdir), "second")
+        start(make_config(workdir), "second")
     assert run.config.read_bytes() == content
 
 
@@ -130,14 +139,14 @@ def test_a_corrupt_config_is_named(workdir, content):
 def test_remains_of_a_run_without_its_config_are_refused(workdir, name):
     (workdir / name).mkdir(parents=True)
     with pytest.raises(errors.UsageError, match=f"{name} but no config.json"):
-        run_directory.prepare(make_config(workdir), "first")
+        start(make_config(workdir), "first")
     assert contents(workdir) == {}
 
 
 def test_a_directory_with_other_things_is_accepted(workdir):
     workdir.mkdir(parents=True)
     (workdir / "notes.txt").write_text("mine")
-    run_directory.prepare(make_config(workdir), "first")
+    start(make_config(workdir), "first")
     assert contents(workdir)["notes.txt"] == b"mine"
 
 
@@ -147,7 +156,7 @@ def test_a_file_in_the_way_is_a_storage_error(tmp_path, below):
     file.write_text("mine")
     workdir = file.joinpath(*below)
     with pytest.raises(errors.StorageError, match=f"{file} is a file"):
-        run_directory.prepare(make_config(workdir), "first")
+        start(make_config(workdir), "first")
     assert file.read_text() == "mine"
 
 
@@ -166,7 +175,7 @@ def test_a_disk_that_refuses_is_a_storage_error(workdir, monkeypatch):
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(errors.StorageError, match="No space left"):
-        run_directory.prepare(make_config(workdir), "first")
+        start(make_config(workdir), "first")
 
 
 def test_an_unreadable_config_is_a_storage_error(workdir):
@@ -179,3 +188,21 @@ def test_check_writes_nothing(workdir):
     run = run_directory.check(make_config(workdir))
     assert run.checkpoints == workdir / "checkpoints"
     assert not workdir.parent.exists()
+
+
+def test_a_claimed_directory_is_refused_to_others(workdir):
+    config = make_config(workdir)
+    with run_directory.claim(config, "first"):
+        with pytest.raises(errors.StorageError, match="Another process"):
+            start(config, "second")
+        environment = (workdir / "environment.json").read_text()
+        assert json.loads(environment)["attempt"] == "first"
+    start(config, "third")
+
+
+def test_a_directory_without_locks_can_be_used(workdir, monkeypatch):
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(run_directory.fcntl, "flock", refuse)
+    start(make_config(workdir), "first")

@@ -6,9 +6,10 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
+from absl import logging
 
 from tests import tiny
-from trainer import errors, samples
+from trainer import randomness, samples
 
 _LATENT_DIM = 10
 _PADDING = 2
@@ -159,11 +160,66 @@ def test_the_frames_of_a_film_are_of_one_size(tmp_path):
         )
 
 
-def test_a_damaged_grid_is_a_storage_error(tmp_path):
-    _write_grids(tmp_path, [1, 2])
-    samples.epoch_path(tmp_path, 2).write_bytes(b"no picture")
-    with pytest.raises(errors.StorageError, match=str(tmp_path)):
-        samples.write_film(tmp_path, epochs=2)
+@pytest.fixture
+def warnings(monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        logging, "warning", lambda text, *args: lines.append(text % args)
+    )
+    return lines
+
+
+def test_a_damaged_grid_is_left_out_and_named(tmp_path, warnings):
+    grids = _write_grids(tmp_path, [1, 2, 3])
+    samples.epoch_path(tmp_path, 3).write_bytes(b"no picture")
+    samples.write_film(tmp_path, epochs=3)
+    with PIL.Image.open(tmp_path / "training.gif") as film:
+        assert film.n_frames == 2
+        assert film.size == grids[2].shape[1::-1]
+    (line,) = warnings
+    assert str(samples.epoch_path(tmp_path, 3)) in line
+
+
+def test_no_damage_of_a_grid_ends_the_run(tmp_path, warnings):
+    _write_grids(tmp_path, [1])
+    path = samples.epoch_path(tmp_path, 1)
+    good = path.read_bytes()
+    kinds = set()
+    for index in range(len(good)):
+        for bit in (0x01, 0x80):
+            flipped = bytes([good[index] ^ bit])
+            path.write_bytes(good[:index] + flipped + good[index + 1 :])
+            samples.write_film(tmp_path, epochs=1)
+        path.write_bytes(good[:index])
+        (tmp_path / "training.gif").unlink(missing_ok=True)
+        samples.write_film(tmp_path, epochs=1)
+        kinds.add((tmp_path / "training.gif").exists())
+    assert False in kinds
+    assert warnings
+
+
+def test_without_any_grid_there_is_no_film(tmp_path):
+    samples.write_film(tmp_path, epochs=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_film_of_many_grids_shows_some_evenly_and_the_last(
+    tmp_path, monkeypatch
+):
+    _write_grids(tmp_path, range(1, 12), num_images=1)
+    monkeypatch.setattr(samples, "_MAX_FRAMES", 6)
+    read = []
+    original = samples._read_frame
+    monkeypatch.setattr(
+        samples,
+        "_read_frame",
+        lambda path: read.append(path) or original(path),
+    )
+    samples.write_film(tmp_path, epochs=11)
+    expected = [1, 3, 5, 7, 9, 11]
+    assert read == [samples.epoch_path(tmp_path, epoch) for epoch in expected]
+    with PIL.Image.open(tmp_path / "training.gif") as film:
+        assert film.n_frames == 6
 
 
 def _echo():
@@ -209,7 +265,10 @@ def test_sampling_follows_the_weights_and_changes_nothing():
     assert np.abs(sampler.sample() - first).max() > 0.0
 
 
-def test_sampling_is_traced_once():
+@pytest.mark.parametrize(
+    ("num_samples", "size"), [(1, 1), (16, 16), (64, 64), (150, 64)]
+)
+def test_sampling_is_traced_once_and_for_few_at_a_time(num_samples, size):
     calls = []
 
     class Counter(keras.layers.Layer):
@@ -219,7 +278,11 @@ def test_sampling_is_traced_once():
 
     generator = keras.Sequential([keras.Input([_LATENT_DIM]), Counter()])
     calls.clear()
-    sampler = _sampler(generator)
+    sampler = _sampler(generator, num_samples=num_samples)
     for _ in range(3):
-        sampler.sample()
-    assert calls == [(16, _LATENT_DIM)]
+        made = sampler.sample()
+    assert calls == [(size, _LATENT_DIM)]
+    expected = randomness.Draws(
+        seed=0, purpose="sample latents", step=0
+    ).normal((num_samples, _LATENT_DIM))
+    np.testing.assert_array_equal(made, expected)

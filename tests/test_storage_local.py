@@ -331,6 +331,19 @@ def test_a_file_of_another_size_is_not_read_at_all(store, root):
     assert store.problems(record) == [f"data has {1 << 40} bytes, not 7"]
 
 
+@pytest.mark.parametrize("name", ["state_temp", "state"])
+def test_only_a_temporary_directory_is_no_part_of_a_checkpoint(tmp_path, name):
+    (tmp_path / "file_temp").write_bytes(b"123")
+    (tmp_path / name).mkdir()
+    options = {"step": 1, "attempt": "a1", "config_digest": "c0ffee"}
+    if name == "state":
+        with pytest.raises(ValueError, match="state is not a regular file"):
+            files.describe(tmp_path, **options)
+    else:
+        (file,) = files.describe(tmp_path, **options).files
+        assert file.name == "file_temp"
+
+
 @pytest.mark.parametrize("step", [-1, 10**18])
 def test_an_impossible_step_has_no_name(step):
     with pytest.raises(ValueError, match=str(step)):

@@ -1,10 +1,13 @@
 """Whole runs in this process: real loop, data and files, tiny networks."""
 
 import json
+import math
 import os
 import pathlib
 import random
+import shutil
 import signal
+import time
 
 import numpy as np
 import PIL.Image
@@ -12,7 +15,17 @@ import pytest
 import tensorflow as tf
 
 from tests import tiny
-from trainer import data, errors, models, outputs, train, train_step
+from trainer import (
+    assembly,
+    checkpoint,
+    data,
+    errors,
+    models,
+    outputs,
+    run_directory,
+    train,
+    train_step,
+)
 from trainer.config import Config
 
 # 1,797 digits make 7 steps an epoch.
@@ -163,14 +176,21 @@ def test_every_logged_step_has_its_metrics(
     assert len({r["g_loss"] for r in records}) == len(records)
 
 
-@pytest.mark.parametrize("num_replicas", [1, 2])
+@pytest.mark.parametrize(
+    ("num_replicas", "stop"),
+    # In the first epoch, at an epoch's end, at a checkpoint, after it, at
+    # random (not from the seed that conftest sets).
+    [(1, 5), (1, 7), (1, 14), (1, 20), (1, None), (2, 15), (2, None)],
+)
 def test_a_stopped_run_ends_as_an_undisturbed_one(
     undisturbed: dict[int, pathlib.Path],
     tmp_path: pathlib.Path,
     num_replicas: int,
+    stop: int | None,
 ) -> None:
-    stop = random.randrange(1, 3 * _STEPS_PER_EPOCH)
-    print(f"stopping at step {stop}")  # Shown when the test fails.
+    if stop is None:
+        stop = random.SystemRandom().randrange(1, 3 * _STEPS_PER_EPOCH)
+        print(f"stopping at step {stop}")  # Shown when the test fails.
     changes = {"num_logical_cpus": num_replicas}
     assert _run(tmp_path, max_steps=stop, **changes) == 0
     assert _checkpoints(tmp_path)[-1] == f"step-{stop:09d}"
@@ -253,7 +273,9 @@ def test_another_replica_count_goes_on_with_the_same_data(
     for one, other in zip(_records(straight), _records(resized), strict=True):
         for name in train_step.METRIC_NAMES:
             # Other data, latents or masks would show in the second digit.
-            assert other[name] == pytest.approx(one[name], abs=1e-3), name
+            # Adam blows rounding up where gradients vanish: norms show it.
+            bound = 1e-3 if name.endswith("norm") else 1e-4
+            assert other[name] == pytest.approx(one[name], abs=bound), name
 
 
 def test_more_epochs_go_on_with_a_finished_run(
@@ -283,10 +305,10 @@ def test_a_finished_run_does_nothing(
 ) -> None:
     assert _run(tmp_path, epochs=1) == 0
     before = _files(tmp_path, "**/*")
-    monkeypatch.setattr(train, "TrainState", None)  # Builds no networks.
+    monkeypatch.setattr(assembly, "build_state", None)  # Builds no networks.
     with caplog.at_level("INFO"):
         assert _run(tmp_path, epochs=1) == 0
-    assert "Finished: 1 epochs, 7 steps" in caplog.text
+    assert "Finished: 1 epoch, 7 steps" in caplog.text
     assert _files(tmp_path, "**/*") == before
 
 
@@ -311,7 +333,6 @@ def test_changed_data_is_refused(
     changed = data.ArrayDataset(
         samples=255 - original.samples,
         labels=original.labels,
-        num_classes=original.num_classes,
     )
     monkeypatch.setattr(data, "load", lambda name, data_dir: changed)
     with pytest.raises(errors.DataError, match="data has changed"):
@@ -390,6 +411,30 @@ def test_a_loss_that_is_not_finite_ends_the_run_unsaved(
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_an_overflow_is_divergence_only_at_the_lowest_scale() -> None:
+    good = {"g_loss": 1.0, "d_loss": 1.0, "real_probability": 0.5}
+    scaled = {**good, "g_loss_scale": 1.0, "d_loss_scale": 8.0}
+    train._check_finite(scaled, 3)
+    # The discriminator's scale can still fall, the generator's cannot.
+    train._check_finite({**scaled, "d_gradient_norm": math.inf}, 3)
+    train._check_finite({**scaled, "real_probability": math.nan}, 3)
+    with pytest.raises(errors.DivergedError, match="g_gradient_norm is inf"):
+        train._check_finite({**scaled, "g_gradient_norm": math.inf}, 3)
+    with pytest.raises(errors.DivergedError, match="real_probability is nan"):
+        train._check_finite({**good, "real_probability": math.nan}, 3)
+
+
+def test_a_damaged_picture_does_not_keep_a_run_from_finishing(
+    tmp_path: pathlib.Path,
+) -> None:
+    assert _run(tmp_path, max_steps=8) == 0
+    picture = tmp_path / "samples" / "epoch_0001.png"
+    picture.write_bytes(picture.read_bytes()[:100])
+    assert _run(tmp_path) == 0
+    with PIL.Image.open(tmp_path / "samples" / "training.gif") as film:
+        assert film.n_frames == 2
+
+
 def test_a_batch_that_replicas_cannot_share_is_refused(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,7 +459,115 @@ def test_the_batch_arithmetic_is_logged(
         assert _run(tmp_path, max_steps=1, num_logical_cpus=2) == 0
     assert (
         "digits: 1797 images. Global batch 256 = 2 replicas x 128. 7 steps an "
-        "epoch; 5 images, others each time, sit an epoch out. 3 epochs = 21 "
+        "epoch; 5 images, others each time, left out of it. 3 epochs = 21 "
         "steps." in caplog.text
     )
-    assert "Stopped by --max_steps at step 1" in caplog.text
+    assert "Training on CPU:0, CPU:1; no GPU was found" in caplog.text
+    assert "--max_steps=1 ends it here" in caplog.text
+
+
+def test_a_passed_max_steps_says_so(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert _run(tmp_path, max_steps=3) == 0
+    with caplog.at_level("INFO"):
+        assert _run(tmp_path, max_steps=2) == 0
+    assert "At step 3, epoch 1; --max_steps=2 ends it here" in caplog.text
+
+
+def test_a_signal_while_data_is_loaded_saves_and_stops(
+    undisturbed: dict[int, pathlib.Path],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load = data.load
+
+    def load_slowly(*args, **kwargs) -> data.ArrayDataset:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        return load(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "load", load_slowly)
+        assert _run(tmp_path) == 143
+    assert _checkpoints(tmp_path) == ["step-000000000"]
+    assert _run(tmp_path) == 0
+    _assert_same_run(tmp_path, undisturbed[1])
+
+
+def test_a_signal_at_the_very_end_stops_nothing(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_film = outputs.Outputs.make_film
+
+    def signal_then_make_film(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        make_film(self)
+
+    monkeypatch.setattr(outputs.Outputs, "make_film", signal_then_make_film)
+    assert _run(tmp_path, epochs=1) == 0
+    assert _checkpoints(tmp_path) == ["step-000000007"]
+
+
+def test_what_is_shown_is_on_the_disk_before_a_checkpoint_is(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    for owner, name in (
+        (outputs.Outputs, "draw_samples"),
+        (outputs.Outputs, "make_film"),
+        (outputs.Outputs, "flush"),
+        (checkpoint.Checkpointer, "save"),
+    ):
+        method = getattr(owner, name)
+        monkeypatch.setattr(
+            owner,
+            name,
+            lambda *args, _name=name, _method=method: (
+                calls.append(_name),
+                _method(*args),
+            )[1],
+        )
+    assert _run(tmp_path, epochs=1) == 0
+    assert calls == ["draw_samples", "make_film", "flush", "save"]
+
+
+def test_a_run_that_lost_its_checkpoints_says_that_it_starts_again(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert _run(tmp_path, max_steps=1) == 0
+    shutil.rmtree(tmp_path / "checkpoints")
+    with caplog.at_level("WARNING"):
+        assert _run(tmp_path, max_steps=1) == 0
+    assert "no checkpoint of it: it starts again from step 0" in caplog.text
+
+
+def test_a_directory_in_which_another_process_trains_is_refused(
+    tmp_path: pathlib.Path,
+) -> None:
+    with run_directory.claim(_config(tmp_path), "other"):
+        before = _files(tmp_path, "**/*")
+        with pytest.raises(errors.StorageError, match="Another process"):
+            _run(tmp_path)
+    assert _files(tmp_path, "**/*") == before
+    assert _run(tmp_path, max_steps=1) == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "mixed_bfloat16"},
+        {"precision": "mixed_float16"},
+        {"gradient_accumulation_steps": 2},
+        {"jit_compile": "on"},
+    ],
+)
+def test_every_way_of_computing_resumes_to_the_same_bits(
+    tmp_path: pathlib.Path, changes: dict
+) -> None:
+    changes = {"num_logical_cpus": 2, "epochs": 1, **changes}
+    assert _run(tmp_path / "straight", **changes) == 0
+    assert _run(tmp_path / "stopped", max_steps=4, **changes) == 0
+    assert _run(tmp_path / "stopped", **changes) == 0
+    _assert_same_run(tmp_path / "stopped", tmp_path / "straight")

@@ -22,7 +22,7 @@ def _dataset() -> ArrayDataset:
     generator = np.random.default_rng(5)
     samples = generator.integers(0, 256, [100, 28, 28, 1], dtype=np.uint8)
     labels = generator.integers(0, 10, [100]).astype(np.int32)
-    return ArrayDataset(samples=samples, labels=labels, num_classes=10)
+    return ArrayDataset(samples=samples, labels=labels)
 
 
 def _make(

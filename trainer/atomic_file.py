@@ -5,16 +5,24 @@ instructions. What is written here appears under its final name only after its
 bytes are on the disk.
 """
 
+import contextlib
 import errno
+import glob
 import os
 import pathlib
 import secrets
+import time
 
 from trainer import errors
+
+# No write takes as long; a shorter time could hit that of a live process.
+_LEFTOVER_SECS = 3600
 
 
 def write_bytes(path: pathlib.Path, data: bytes) -> None:
     """Writes or replaces one small file at once and durably.
+
+    Also removes what killed processes left behind of the same file.
 
     Args:
         path: The file. Its directory must exist.
@@ -40,6 +48,7 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
         fsync_directory(path.parent)
     except OSError as error:
         raise storage_error("write", path, error) from error
+    _remove_leftovers(path)
 
 
 def make_directory(path: pathlib.Path) -> None:
@@ -94,6 +103,15 @@ def storage_error(
         "writable and have free space: make room or repair it, or choose "
         "another one with --workdir, then run the same command again."
     )
+
+
+def _remove_leftovers(path: pathlib.Path) -> None:
+    oldest = time.time() - _LEFTOVER_SECS
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+        # They take some room and do no harm, unlike an error here.
+        with contextlib.suppress(OSError):
+            if leftover.stat().st_mtime < oldest:
+                leftover.unlink()
 
 
 def _fsync(path: pathlib.Path, flags: int) -> None:

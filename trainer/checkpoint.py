@@ -60,20 +60,6 @@ class Checkpointer:
         # does not read them again after every save.
         self._good: set[str] = set()
 
-    def restore_latest(self) -> finder.StoredCheckpoint | None:
-        """Restores the newest good checkpoint, if there is any at all.
-
-        Raises:
-            CheckpointError: See `finder.find_newest` and `restore`.
-            StorageError: If the store cannot be read.
-        """
-        found = finder.find_newest(
-            self._store, config_digest=self._config_digest
-        )
-        if found is not None:
-            self.restore(found)
-        return found
-
     def restore(self, stored: finder.StoredCheckpoint) -> None:
         """Puts the values of a checkpoint into the variables.
 

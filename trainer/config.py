@@ -113,6 +113,7 @@ class Config:
         "Length of the random vector that an image is made from.",
         "numbers",
         minimum=1,
+        maximum=65536,
     )
     g_learning_rate: float = _fixed(
         _MODEL, 1e-4, "Adam's learning rate, generator.", "rate"
@@ -134,6 +135,7 @@ class Config:
         " replicas without a GPU; 0: use the devices as they are.",
         "devices",
         minimum=0,
+        maximum=64,
     )
     sync_batch_norm: bool = _fixed(
         _SPEED,
@@ -185,7 +187,12 @@ class Config:
         _OUTPUT, 1, "Draw the sample grid this often.", "epochs", minimum=1
     )
     num_samples: int = _free(
-        _OUTPUT, 16, "Images in the sample grid.", "images", minimum=1
+        _OUTPUT,
+        16,
+        "Images in the sample grid.",
+        "images",
+        minimum=1,
+        maximum=4096,
     )
     log_every_steps: int = _free(
         _OUTPUT, 10, "Write metrics this often.", "steps", minimum=1
@@ -220,6 +227,13 @@ class Config:
                 f"--workdir={config.workdir} is not a local directory; only"
                 " those are supported at present. Name one."
             )
+        try:
+            str(config.workdir).encode()
+        except UnicodeEncodeError as error:
+            raise errors.UsageError(
+                f"--workdir={config.workdir!r} is not valid UTF-8, which the"
+                " files of a run are named in. Choose another."
+            ) from error
         if config.dataset == "digits" and config.data_dir:
             raise errors.UsageError(
                 f"--data_dir={config.data_dir} has no use: --dataset=digits is"
@@ -231,29 +245,25 @@ class Config:
                 " a compiled computation cannot speak to the other replicas."
                 " Leave either out."
             )
-        parts = config.gradient_accumulation_steps
-        if config.global_batch_size % parts:
-            raise errors.UsageError(
-                f"--batch_size={config.global_batch_size} does not divide by"
-                f" --gradient_accumulation_steps={parts}:"
-                f" {config.global_batch_size % parts} would be left over, and"
-                " the parts are equal. Change either."
-            )
-        replicas = config.num_logical_cpus
-        if config.strategy == "one_device" and replicas > 1:
+        config._check_shares()
+
+    def _check_shares(self) -> None:
+        """Refuses replicas that idle and a batch that they cannot share."""
+        replicas = self.num_logical_cpus
+        if self.strategy == "one_device" and replicas > 1:
             raise errors.UsageError(
                 f"--num_logical_cpus={replicas} needs --strategy=mirrored:"
                 " --strategy=one_device would use one of them and leave the"
                 " rest idle. Change either."
             )
-        batch_size = config.global_batch_size
-        if replicas and batch_size % replicas:
-            raise errors.UsageError(
-                f"--batch_size={batch_size} does not divide by"
-                f" --num_logical_cpus={replicas}: {batch_size % replicas} would"
-                " be left over, and every replica takes an equal share. Change"
-                " either."
-            )
+        for name in ("gradient_accumulation_steps", "num_logical_cpus"):
+            divisor = max(getattr(self, name), 1)
+            if remainder := self.global_batch_size % divisor:
+                raise errors.UsageError(
+                    f"--batch_size={self.global_batch_size} does not divide by"
+                    f" --{name}={divisor}: {remainder} would be left over, and"
+                    " all shares are equal. Change either."
+                )
 
     def to_json(self) -> str:
         """Returns the config as the text of `config.json`."""

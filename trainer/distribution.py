@@ -4,6 +4,8 @@ import tensorflow as tf
 
 from trainer import errors
 
+_MAX_NAMED_DEVICES = 4
+
 
 def prepare_devices(*, num_logical_cpus: int, deterministic: str) -> None:
     """Configures TensorFlow; call before anything touches a device.
@@ -67,6 +69,8 @@ def describe(strategy: tf.distribute.Strategy) -> str:
         for device in strategy.extended.worker_devices
     ]
     text = ", ".join(names)
+    if len(names) > _MAX_NAMED_DEVICES:
+        text = f"{names[0]} to {names[-1]}"
     if tf.config.list_physical_devices("GPU"):
         return text
     return f"{text}; no GPU was found (TF_CPP_MIN_LOG_LEVEL=0 tells more)"

@@ -5,8 +5,9 @@ entry point prints the message without a traceback and exits with the code;
 anything that is not a `TrainerError` is a defect of ours and keeps its
 traceback.
 
-Codes below 128 tell a scheduler not to restart the job; 130 (interrupted) and
-143 (preempted) say that the state is saved and that the same command goes on.
+Codes below 128 tell a scheduler not to restart the job; after 130 (interrupted)
+and 143 (preempted) the same command goes on. The state is saved then, unless a
+second signal came or training had not yet begun.
 """
 
 EXIT_INTERRUPTED = 130

@@ -44,7 +44,7 @@ exit codes: 0 done, 2 usage, 3 data, 4 no good checkpoint, 5 diverged,
 def main(argv: Sequence[str]) -> int:
     """Runs the command line `argv`, program name first; returns its exit code.
 
-    TensorFlow takes seconds to import, so `trainer.train` is imported here,
+    TensorFlow takes seconds to import, so `trainer.train` is imported only
     after the flags have turned out to be valid.
     """
     if {"--help", "-help", "-h"}.intersection(argv[1:]):
@@ -129,8 +129,20 @@ def _configure_logging() -> None:
     # On the root, so that the warnings of libraries look like ours.
     logging.basicConfig(handlers=[handler])
     absl_logging.set_verbosity(absl_logging.INFO)
-    # Whatever TensorFlow's Python side has to say about a save.
-    logging.getLogger("tensorflow").setLevel(logging.WARNING)
+    # Not on the handler, which the progress bar replaces by its own.
+    absl_logging.get_absl_logger().addFilter(_is_for_users)
+
+
+def _is_for_users(record: logging.LogRecord) -> bool:
+    """Drops what TensorFlow's Python side tells about each save.
+
+    It speaks through the same logger as this package.
+    """
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is None or record.levelno > logging.INFO:
+        return True
+    package = Path(tensorflow.__file__ or "").parent
+    return not Path(record.pathname).is_relative_to(package)
 
 
 if __name__ == "__main__":

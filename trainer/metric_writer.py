@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import time
@@ -47,15 +48,20 @@ class MetricWriter:
             session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START),
         )
 
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Writes one record; TensorBoard gets every number in it."""
-        record = {"step": step, **scalars}
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes one record; TensorBoard gets every number in it.
+
+        A number that is not finite (an overflow whose update was skipped) is
+        null in the record, for JSON knows no other, and left out of the events.
+        """
+        finite = {k: v for k, v in scalars.items() if math.isfinite(v)}
+        record = {"step": step, **dict.fromkeys(scalars), **finite}
         with _storage_errors(self._metrics_path):
             self._metrics.write(json.dumps(record) + "\n")
             self._metrics.flush()
         values = [
             summary_pb2.Summary.Value(tag=name, simple_value=value)
-            for name, value in scalars.items()
+            for name, value in finite.items()
         ]
         self._add_event(step, summary=summary_pb2.Summary(value=values))
 

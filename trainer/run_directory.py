@@ -5,14 +5,17 @@ whose hyperparameters would give other weights is refused, because its
 checkpoints would belong to neither of the two.
 """
 
+import contextlib
 import dataclasses
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +84,13 @@ def check(config: config_lib.Config) -> RunDirectory:
     return run
 
 
-def prepare(config: config_lib.Config, attempt: str) -> RunDirectory:
-    """Checks the directory of a resolved config, then records this attempt.
+@contextlib.contextmanager
+def claim(config: config_lib.Config, attempt: str) -> Iterator[None]:
+    """Makes the directory of a resolved config this process's while entered.
+
+    Two processes that train in one directory would take the files from under
+    each other. The lock goes with the process, however that ends; on a file
+    system that knows no locks there is none.
 
     Args:
         config: What `config.json` will hold.
@@ -90,15 +98,33 @@ def prepare(config: config_lib.Config, attempt: str) -> RunDirectory:
 
     Raises:
         UsageError: The directory holds what this config cannot continue.
-        CheckpointError: There is nothing to continue and `resume` is "must".
-        StorageError: The directory cannot be read or written.
+        StorageError: The directory cannot be written, or another process is
+            training in it.
     """
     run = check(config)
     atomic_file.make_directory(run.root)
-    atomic_file.write_bytes(run.config, config.to_json().encode())
-    text = json.dumps(_environment(attempt), indent=2) + "\n"
-    atomic_file.write_bytes(run.environment, text.encode())
-    return run
+    descriptor = os.open(run.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _lock(descriptor, run.root)
+        atomic_file.write_bytes(run.config, config.to_json().encode())
+        text = json.dumps(_environment(attempt), indent=2) + "\n"
+        atomic_file.write_bytes(run.environment, text.encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, root: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise errors.StorageError(
+            f"Another process is training in {root}, and two would destroy each"
+            " other's files. Wait for it or stop it, or choose another"
+            " --workdir."
+        ) from error
+    except OSError:
+        pass  # No locks here: some network file systems.
 
 
 def _check_writable(root: Path) -> None:

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import PIL.Image
 import tensorflow as tf
+from absl import logging
 
 from trainer import atomic_file, randomness
 
@@ -16,6 +17,9 @@ _PADDING_PIXELS = 2
 _MIN_WIDTH_PIXELS = 480
 _FILM_SECS = 5.0
 _LAST_FRAME_SECS = 2.0
+# These bound the memory that a film and a call of the generator take.
+_MAX_FRAMES = 200
+_SAMPLES_PER_CALL = 64
 
 
 class Sampler:
@@ -30,16 +34,22 @@ class Sampler:
         seed: int,
     ) -> None:
         """Draws the latents [num_samples, latent_dim] from the run's seed."""
-        self._latents = randomness.Draws(
+        latents = randomness.Draws(
             seed=seed, purpose="sample latents", step=0
         ).normal((num_samples, latent_dim))
+        # Of one shape, the last chunk being padded, so that one graph does.
+        size = min(num_samples, _SAMPLES_PER_CALL)
+        padded = tf.pad(latents, [[0, -num_samples % size], [0, 0]])
+        self._chunks = tf.split(padded, len(padded) // size)
+        self._num_samples = num_samples
         self._generate = tf.function(
             lambda latents: generator(latents, training=False)
         )
 
     def sample(self) -> np.ndarray:
         """Returns samples [num_samples, ...] in [-1, 1]."""
-        return self._generate(self._latents).numpy()
+        parts = [self._generate(chunk).numpy() for chunk in self._chunks]
+        return np.concatenate(parts)[: self._num_samples]
 
 
 def to_uint8(samples: np.ndarray) -> np.ndarray:
@@ -94,18 +104,23 @@ def epoch_path(directory: pathlib.Path, epoch: int) -> pathlib.Path:
 def write_film(directory: pathlib.Path, *, epochs: int) -> None:
     """Writes `training.gif` from the grids of epochs 1 to `epochs`.
 
+    Of many grids it takes some, evenly spaced, the last one among them. A grid
+    that is missing or cannot be read is left out; without any, so is the film.
+
     Raises:
-      StorageError: a grid cannot be read or the film cannot be written.
+      StorageError: the film cannot be written.
     """
     paths = [
         path
         for epoch in range(1, epochs + 1)
         if (path := epoch_path(directory, epoch)).exists()
     ]
-    try:
-        frames = [_read_frame(path) for path in paths]
-    except OSError as error:
-        raise atomic_file.storage_error("read", directory, error) from error
+    num_frames = min(len(paths), _MAX_FRAMES)
+    chosen = np.linspace(0, len(paths) - 1, num_frames).round().astype(int)
+    read = [_read_frame(paths[index]) for index in chosen]
+    frames = [frame for frame in read if frame is not None]
+    if not frames:
+        return
     # Another --num_samples, after a resume, made grids of another size.
     frames = [frame.resize(frames[-1].size) for frame in frames]
     buffer = io.BytesIO()
@@ -120,9 +135,15 @@ def write_film(directory: pathlib.Path, *, epochs: int) -> None:
     atomic_file.write_bytes(directory / "training.gif", buffer.getvalue())
 
 
-def _read_frame(path: pathlib.Path) -> PIL.Image.Image:
-    with PIL.Image.open(path) as image:
-        return image.copy()
+def _read_frame(path: pathlib.Path) -> PIL.Image.Image | None:
+    """Reads a grid; a damaged one is no reason to lose a finished run."""
+    try:
+        with PIL.Image.open(path) as image:
+            return image.copy()
+    # A damaged PNG gives either of these, depending on where.
+    except (OSError, SyntaxError, ValueError) as error:
+        logging.warning("The film goes without %s: %s", path, error)
+        return None
 
 
 def _durations_msecs(frames: Sequence[PIL.Image.Image]) -> list[int]:

@@ -9,24 +9,21 @@ import tensorflow as tf
 from absl import logging
 
 from trainer import (
+    assembly,
     checkpoint,
     data,
     distribution,
     errors,
-    losses,
-    models,
+    loss_scale,
     run_directory,
-    samples,
 )
 from trainer.config import Config
-from trainer.data import pipeline
 from trainer.data.array_dataset import ArrayDataset
 from trainer.interruption import Interruption
 from trainer.outputs import Outputs
 from trainer.schedule import Schedule
 from trainer.storage import finder
 from trainer.storage.local import LocalStore
-from trainer.train_state import TrainState
 from trainer.train_step import TrainStep
 
 
@@ -39,61 +36,90 @@ def run(config: Config) -> int:
     Raises:
       TrainerError: see `trainer.errors`; nothing already saved is lost by it.
     """
-    attempt = secrets.token_hex(8)
+    directory = run_directory.check(config)
     with Interruption() as interruption:
-        strategy = _start_devices(config)
+        strategy = assembly.start_devices(config)
+        logging.info("Training on %s.", distribution.describe(strategy))
         dataset = data.load(config.dataset, data_dir=config.data_dir)
-        schedule = _make_schedule(config, strategy, dataset)
-
-        directory = run_directory.check(config)
-        store = LocalStore(directory.checkpoints)
-        found = _find_checkpoint(config, store, dataset, schedule)
-        first_step = found.step if found else 0
-        if first_step >= schedule.last_step:
-            _say_where_it_stands(schedule, first_step, directory)
-            return 0
-
-        state = _build_state(config, strategy)
-        checkpointer = checkpoint.Checkpointer(
-            objects=state.as_checkpoint(),
-            store=store,
-            keep_checkpoints=config.keep_checkpoints,
-            config_digest=config.digest(),
-            attempt=attempt,
+        schedule = assembly.make_schedule(config, strategy, dataset)
+        _say_batch_arithmetic(
+            config, schedule, dataset, strategy.num_replicas_in_sync
         )
-        if found:
-            checkpointer.restore(found)
-            logging.info(
-                "Going on after step %d, from %s.", first_step, found.directory
-            )
-        run_directory.prepare(config, attempt)
-        train_step = _build_step(config, strategy, dataset, state, first_step)
-        outputs = _open_outputs(config, directory, schedule, state, first_step)
-
-        def save(step: int) -> None:
-            outputs.flush()
-            checkpointer.save(
-                step,
-                {
-                    "epoch": schedule.epoch(step),
-                    "images_seen": step * config.global_batch_size,
-                    "data_digest": dataset.digest(),
-                    "num_replicas": strategy.num_replicas_in_sync,
-                },
-            )
-
-        with outputs:
-            outputs.show_real(dataset.samples[: config.num_samples])
-            step = _train(
-                train_step,
+        store = LocalStore(directory.checkpoints)
+        found = _find_checkpoint(config, directory, store, dataset, schedule)
+        step = found.step if found else 0
+        if step < schedule.last_step:
+            step = _go_on(
+                config,
+                strategy=strategy,
+                dataset=dataset,
                 schedule=schedule,
-                first_step=first_step,
-                outputs=outputs,
-                save=save,
+                directory=directory,
+                store=store,
+                found=found,
                 interruption=interruption,
             )
         _say_where_it_stands(schedule, step, directory)
-        return interruption.exit_code if interruption.requested else 0
+        # A signal that came too late to stop anything is no reason to restart.
+        return 0 if step >= schedule.last_step else interruption.exit_code
+
+
+def _go_on(
+    config: Config,
+    *,
+    strategy: tf.distribute.Strategy,
+    dataset: ArrayDataset,
+    schedule: Schedule,
+    directory: run_directory.RunDirectory,
+    store: LocalStore,
+    found: finder.StoredCheckpoint | None,
+    interruption: Interruption,
+) -> int:
+    """Trains from the checkpoint that was found, if any; returns the step."""
+    state = assembly.build_state(config, strategy)
+    attempt = secrets.token_hex(8)
+    checkpointer = checkpoint.Checkpointer(
+        objects=state.as_checkpoint(),
+        store=store,
+        keep_checkpoints=config.keep_checkpoints,
+        config_digest=config.digest(),
+        attempt=attempt,
+    )
+    first_step = 0
+    if found:
+        checkpointer.restore(found)
+        first_step = found.step
+        logging.info("Going on after step %d: %s.", first_step, found.directory)
+    train_step = assembly.build_step(
+        config, strategy, dataset, state, first_step
+    )
+
+    def save(step: int) -> None:
+        host_state = {
+            "epoch": schedule.epoch(step),
+            "images_seen": step * config.global_batch_size,
+            "data_digest": dataset.digest(),
+            "num_replicas": strategy.num_replicas_in_sync,
+        }
+        # First, so that a checkpoint never knows more than the files.
+        outputs.flush()
+        checkpointer.save(step, host_state)
+
+    with (
+        run_directory.claim(config, attempt),
+        assembly.open_outputs(
+            config, directory, schedule, state, first_step
+        ) as outputs,
+    ):
+        outputs.show_real(dataset.samples[: config.num_samples])
+        return _train(
+            train_step,
+            schedule=schedule,
+            first_step=first_step,
+            outputs=outputs,
+            save=save,
+            interruption=interruption,
+        )
 
 
 def _train(
@@ -124,63 +150,14 @@ def _train(
         # Last, so that a finished checkpoint stands for a finished run.
         if schedule.checkpoints_at(step):
             save(step)
-    if interruption.requested:
+    if step < schedule.last_step:
         save(step)
     return step
 
 
-def _start_devices(config: Config) -> tf.distribute.Strategy:
-    distribution.prepare_devices(
-        num_logical_cpus=config.num_logical_cpus,
-        deterministic=config.deterministic,
-    )
-    strategy = distribution.make_strategy(
-        config.strategy, num_logical_cpus=config.num_logical_cpus
-    )
-    logging.info("Training on %s.", distribution.describe(strategy))
-    return strategy
-
-
-def _make_schedule(
-    config: Config, strategy: tf.distribute.Strategy, dataset: ArrayDataset
-) -> Schedule:
-    """Works out, checks and logs the batch arithmetic."""
-    num_replicas = strategy.num_replicas_in_sync
-    distribution.check_batch_size(
-        config.global_batch_size,
-        num_replicas=num_replicas,
-        num_parts=config.gradient_accumulation_steps,
-    )
-    num_examples = len(dataset.labels)
-    schedule = Schedule(
-        steps_per_epoch=pipeline.steps_per_epoch(
-            num_examples, config.global_batch_size
-        ),
-        epochs=config.epochs,
-        max_steps=config.max_steps,
-        steps_per_loop=config.steps_per_loop,
-        log_every_steps=config.log_every_steps,
-        sample_every_epochs=config.sample_every_epochs,
-        checkpoint_every_epochs=config.checkpoint_every_epochs,
-    )
-    logging.info(
-        "%s: %d images. Global batch %d = %d replicas x %d. %d steps an epoch; "
-        "%d images, others each time, sit an epoch out. %d epochs = %d steps.",
-        config.dataset,
-        num_examples,
-        config.global_batch_size,
-        num_replicas,
-        config.global_batch_size // num_replicas,
-        schedule.steps_per_epoch,
-        num_examples % config.global_batch_size,
-        schedule.epochs,
-        schedule.final_step,
-    )
-    return schedule
-
-
 def _find_checkpoint(
     config: Config,
+    directory: run_directory.RunDirectory,
     store: LocalStore,
     dataset: ArrayDataset,
     schedule: Schedule,
@@ -192,6 +169,12 @@ def _find_checkpoint(
             raise errors.CheckpointError(
                 f"--resume=must, but there is no checkpoint in "
                 f"{store.location}. Leave --resume out to start from nothing."
+            )
+        if directory.config.exists():
+            logging.warning(
+                "%s holds a run, but no checkpoint of it: it starts again from "
+                "step 0, and what was logged and drawn is replaced.",
+                directory.root,
             )
         return None
     saved_digest = found.host_state.get("data_digest")
@@ -211,79 +194,20 @@ def _find_checkpoint(
     return found
 
 
-def _build_state(
-    config: Config, strategy: tf.distribute.Strategy
-) -> TrainState:
-    model = models.get(config.model)
-    with strategy.scope():
-        return TrainState(
-            build_generator=lambda: model.build_generator(
-                latent_dim=config.latent_dim,
-                sync_batch_norm=config.sync_batch_norm,
-            ),
-            build_discriminator=model.build_discriminator,
-            g_learning_rate=config.g_learning_rate,
-            d_learning_rate=config.d_learning_rate,
-            seed=config.seed,
-            precision=config.precision,
-        )
-
-
-def _build_step(
-    config: Config,
-    strategy: tf.distribute.Strategy,
-    dataset: ArrayDataset,
-    state: TrainState,
-    first_step: int,
-) -> TrainStep:
-    batches = strategy.distribute_datasets_from_function(
-        lambda _: pipeline.training_batches(
-            dataset,
-            global_batch_size=config.global_batch_size,
-            num_replicas=strategy.num_replicas_in_sync,
-            first_step=first_step,
-            seed=config.seed,
-        )
-    )
-    return TrainStep(
-        state,
-        strategy=strategy,
-        batches=batches,
-        loss=losses.non_saturating,
-        latent_dim=config.latent_dim,
-        global_batch_size=config.global_batch_size,
-        seed=config.seed,
-        num_accumulation_steps=config.gradient_accumulation_steps,
-        jit_compile=distribution.should_jit(
-            config.jit_compile, sync_batch_norm=config.sync_batch_norm
-        ),
-    )
-
-
-def _open_outputs(
-    config: Config,
-    directory: run_directory.RunDirectory,
-    schedule: Schedule,
-    state: TrainState,
-    first_step: int,
-) -> Outputs:
-    return Outputs(
-        directory=directory,
-        schedule=schedule,
-        sampler=samples.Sampler(
-            state.generator,
-            latent_dim=config.latent_dim,
-            num_samples=config.num_samples,
-            seed=config.seed,
-        ),
-        global_batch_size=config.global_batch_size,
-        first_step=first_step,
-    )
-
-
 def _check_finite(metrics: dict[str, float], step: int) -> None:
+    """Refuses numbers that no later step can mend.
+
+    With loss scaling, an overflow is an update left out, until the scale of
+    that network can fall no further.
+    """
+    scales = {
+        network: metrics.get(f"{network}_loss_scale", loss_scale.MIN_SCALE)
+        for network in ("g", "d")
+    }
     for name, value in metrics.items():
-        if not math.isfinite(value):
+        # The probabilities are neither network's own.
+        scale = scales.get(name.split("_")[0], max(scales.values()))
+        if not math.isfinite(value) and scale <= loss_scale.MIN_SCALE:
             raise errors.DivergedError(
                 f"{name} is {value} at step {step}: training has diverged. "
                 "Nothing was saved since it was last finite; lower "
@@ -291,14 +215,38 @@ def _check_finite(metrics: dict[str, float], step: int) -> None:
             )
 
 
+def _say_batch_arithmetic(
+    config: Config, schedule: Schedule, dataset: ArrayDataset, num_replicas: int
+) -> None:
+    num_examples = len(dataset.labels)
+    remainder = num_examples % config.global_batch_size
+    logging.info(
+        "%s: %s. Global batch %d = %s x %d. %s an epoch%s. %s = %s.",
+        config.dataset,
+        _count(num_examples, "image"),
+        config.global_batch_size,
+        _count(num_replicas, "replica"),
+        config.global_batch_size // num_replicas,
+        _count(schedule.steps_per_epoch, "step"),
+        f"; {_count(remainder, 'image')}, others each time, left out of it"
+        if remainder
+        else "",
+        _count(schedule.epochs, "epoch"),
+        _count(schedule.final_step, "step"),
+    )
+
+
 def _say_where_it_stands(
     schedule: Schedule, step: int, directory: run_directory.RunDirectory
 ) -> None:
     epoch = schedule.epoch(step)
     if step >= schedule.final_step:
-        headline = f"Finished: {epoch} epochs, {step} steps"
-    elif step == schedule.max_steps:
-        headline = f"Stopped by --max_steps at step {step}, epoch {epoch}"
+        headline = f"Finished: {_count(epoch, 'epoch')}, {_count(step, 'step')}"
+    elif schedule.max_steps is not None and step >= schedule.max_steps:
+        headline = (
+            f"At step {step}, epoch {epoch}; --max_steps={schedule.max_steps} "
+            "ends it here: raise it or leave it out to go on"
+        )
     else:
         headline = (
             f"Stopped at step {step}, epoch {epoch}; the same command goes on"
@@ -315,3 +263,7 @@ def _say_where_it_stands(
         directory.events,
         directory.checkpoints,
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -14,13 +14,11 @@ class ArrayDataset:
 
     Attributes:
       samples: uint8 [N, H, W, C], in 0..255.
-      labels: int32 [N], in 0..num_classes - 1.
-      num_classes: the number of different labels that may occur.
+      labels: int32 [N].
     """
 
     samples: np.ndarray
     labels: np.ndarray
-    num_classes: int
 
     def digest(self) -> str:
         """Returns a fingerprint such as "crc32c:0a1b2c3d".

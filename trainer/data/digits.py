@@ -47,7 +47,6 @@ def load(*, data_dir: str | None) -> ArrayDataset:
     return ArrayDataset(
         samples=samples[..., np.newaxis],
         labels=source.target.astype(np.int32),
-        num_classes=10,
     )
 
 

@@ -1,9 +1,13 @@
 """MNIST's 60,000 training images (LeCun, Cortes and Burges)."""
 
+import contextlib
+import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from absl import logging as absl_logging
 
 from trainer import errors
 from trainer.data import idx
@@ -85,7 +89,9 @@ def _read_prepared(data_dir: str | None) -> ArrayDataset:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder("mnist", data_dir=data_dir)
-    if not builder.is_prepared():
+    with _no_warning_of_an_empty_folder():
+        is_prepared = builder.is_prepared()
+    if not is_prepared:
         _download(builder)
     try:
         split = tfds.as_numpy(builder.as_dataset(split="train", batch_size=-1))
@@ -95,6 +101,21 @@ def _read_prepared(data_dir: str | None) -> ArrayDataset:
             " directory and prepare it again."
         ) from error
     return _as_dataset(split["image"], split["label"])
+
+
+@contextlib.contextmanager
+def _no_warning_of_an_empty_folder() -> Iterator[None]:
+    """Silences a warning of tensorflow-datasets: the data get fetched next."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Variant folder ")
+
+    logger = absl_logging.get_absl_logger()
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _download(builder: Any) -> None:
@@ -134,6 +155,4 @@ def _cannot_download(builder: Any, error: Exception) -> errors.DataError:
 
 
 def _as_dataset(images: np.ndarray, labels: np.ndarray) -> ArrayDataset:
-    return ArrayDataset(
-        samples=images, labels=labels.astype(np.int32), num_classes=_NUM_CLASSES
-    )
+    return ArrayDataset(samples=images, labels=labels.astype(np.int32))

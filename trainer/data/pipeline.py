@@ -4,6 +4,8 @@ No iterator state is ever saved: to resume, the pipeline is built anew with the
 step to begin at, and costs nothing to get there.
 """
 
+import functools
+
 import tensorflow as tf
 
 from trainer import errors
@@ -109,46 +111,51 @@ def training_batches(
 
     Raises:
       DataError: not one global batch can be filled.
-      UsageError: the global batch cannot be shared out evenly.
+      ValueError: the global batch cannot be shared out evenly.
     """
     if global_batch_size % num_replicas:
-        raise errors.UsageError(
-            f"--batch_size={global_batch_size} does not divide by the"
-            f" {num_replicas} replicas, and every replica takes an equal share."
-            " Change either."
-        )
-    num_examples = len(dataset.labels)
-    steps_per_epoch(num_examples, global_batch_size)
-    per_replica_batch_size = global_batch_size // num_replicas
-    # Eager tensors reach the map function as captured inputs, and not as
-    # constants of its graph, which may not exceed 2 GB. Without the device
-    # scope they would lie on the GPU, and come back for each batch.
+        raise ValueError(f"{global_batch_size=} for {num_replicas=}")
+    steps_per_epoch(len(dataset.labels), global_batch_size)
+    # Eager tensors are captured inputs of the map function, not constants of
+    # its graph, which may not exceed 2 GB. On a GPU, they would come back for
+    # each batch.
     with tf.device("CPU:0"):
-        samples = tf.constant(dataset.samples)
-        labels = tf.constant(dataset.labels)
-
-    def make_batch(element: tf.Tensor) -> dict[str, tf.Tensor]:
-        first_position = element % num_replicas * per_replica_batch_size
-        indices = example_indices(
-            element // num_replicas,
-            first_position + tf.range(per_replica_batch_size, dtype=tf.int64),
-            num_examples=num_examples,
+        make_batch = functools.partial(
+            _make_batch,
+            samples=tf.constant(dataset.samples),
+            labels=tf.constant(dataset.labels),
             global_batch_size=global_batch_size,
+            num_replicas=num_replicas,
             seed=seed,
         )
-        rows = tf.cast(tf.gather(samples, indices), tf.float32)
-        return {
-            "sample": rows / 127.5 - 1.0,
-            "label": tf.gather(labels, indices),
-        }
-
-    # An infinite cardinality spares the distributed iterator its check, on
-    # every replica and step, of whether the data have come to an end.
+    # Endless, so that no replica has to check at every step for the end.
     elements = tf.data.Dataset.counter(first_step * num_replicas)
-    batches = elements.map(make_batch)
-    return batches.prefetch(_PREFETCHED_STEPS * num_replicas).with_options(
-        _options()
+    batches = elements.map(make_batch).with_options(_options())
+    return batches.prefetch(_PREFETCHED_STEPS * num_replicas)
+
+
+def _make_batch(
+    element: tf.Tensor,
+    *,
+    samples: tf.Tensor,
+    labels: tf.Tensor,
+    global_batch_size: int,
+    num_replicas: int,
+    seed: int,
+) -> dict[str, tf.Tensor]:
+    size = global_batch_size // num_replicas
+    indices = example_indices(
+        element // num_replicas,
+        element % num_replicas * size + tf.range(size, dtype=tf.int64),
+        num_examples=len(labels),
+        global_batch_size=global_batch_size,
+        seed=seed,
     )
+    rows = tf.cast(tf.gather(samples, indices), tf.float32)
+    return {
+        "sample": rows / 127.5 - 1.0,
+        "label": tf.gather(labels, indices),
+    }
 
 
 def _options() -> tf.data.Options:

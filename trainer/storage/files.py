@@ -18,11 +18,19 @@ def describe(
 ) -> manifest.Manifest:
     """Makes the manifest of the files in a directory.
 
+    TensorFlow puts a bundle together in `state_temp/` and removes that, in
+    silence if it cannot, which happens on network file systems. The bundle is
+    complete then, and the directory no part of it.
+
     Raises:
         OSError: If a file cannot be read.
         ValueError: If an entry is no regular file with a plain name.
     """
-    names = sorted(entry.name for entry in directory.iterdir())
+    names = sorted(
+        entry.name
+        for entry in directory.iterdir()
+        if not (entry.name.endswith("_temp") and _is_directory(entry))
+    )
     return manifest.Manifest(
         step=step,
         attempt=attempt,
@@ -69,3 +77,7 @@ def open_regular(path: pathlib.Path) -> BinaryIO:
         os.close(descriptor)
         raise ValueError(f"{path.name} is not a regular file")
     return open(descriptor, "rb")
+
+
+def _is_directory(path: pathlib.Path) -> bool:
+    return stat.S_ISDIR(path.lstat().st_mode)
