@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -208,7 +209,7 @@ def test_missing_data_is_one_clear_error(
     workdir = tmp_path / "run"
     command = _Command(workdir, "--dataset=mnist", f"--data_dir={empty}")
     assert command.finish() == 3, command.stderr
-    assert command.stderr.count("error:") == 1
+    assert len(re.findall("^error: ", command.stderr, re.MULTILINE)) == 1
     assert "warning:" not in command.stderr
     assert "Traceback" not in command.stderr
     assert "--data_dir" in command.stderr

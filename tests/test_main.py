@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from absl import logging
 
-from trainer import config, errors, main, quiet
+from trainer import config, errors, main
 
 ROOT = Path(main.__file__).parent.parent
 # TensorFlow alone takes longer to import than this.
@@ -226,32 +226,3 @@ def test_tensorflow_says_nothing_at_a_save_and_its_warnings_stay(
     train.run = run
     assert main.main(["main.py"]) == 0
     assert caplog.messages == ["ours", "slow"]
-
-
-@pytest.mark.skipif(
-    any(map(os.path.exists, quiet._NVIDIA_PATHS)),
-    reason="where there is an NVIDIA device, all that TensorFlow says is shown",
-)
-def test_the_first_line_is_ours(tmp_path):
-    code = """
-import sys, types
-fake = types.ModuleType("trainer.train")
-def run(config):
-    import tensorflow as tf
-    print("ours", len(tf.config.list_logical_devices()), file=sys.stderr)
-    return 0
-fake.run = run
-sys.modules["trainer.train"] = fake
-from trainer import main
-sys.exit(main.main(["main.py"]))
-"""
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    env.pop("TF_CPP_MIN_LOG_LEVEL", None)
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert (result.returncode, result.stderr) == (0, "ours 1\n")
