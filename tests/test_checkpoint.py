@@ -345,7 +345,7 @@ class Killed(BaseException):
 
 
 POINTS = [
-    (os, "mkdir", 1),
+    (pathlib.Path, "mkdir", 1),
     (tf.train.Checkpoint, "write", 1),
     (files, "describe", 1),
     *((os, "fsync", index) for index in range(1, 8)),
