@@ -179,17 +179,18 @@ class TrainStep:
             before = tf.nest.flatten(parts[-1]) if parts else [real]
             with tf.control_dependencies(before):
                 step = tf.identity(state.global_step)
-                part = self._compute(
-                    generator.weights,
-                    generator.buffers,
-                    discriminator.weights,
-                    discriminator.buffers,
-                    real=real[first : first + part_size],
-                    step=step,
-                    first_position=replica_id * real.shape[0] + first,
-                    g_scale=_scale_of(state.g_loss_scale),
-                    d_scale=_scale_of(state.d_loss_scale),
-                )
+                part_real = tf.identity(real[first : first + part_size])
+            part = self._compute(
+                generator.weights,
+                generator.buffers,
+                discriminator.weights,
+                discriminator.buffers,
+                real=part_real,
+                step=step,
+                first_position=replica_id * real.shape[0] + first,
+                g_scale=_scale_of(state.g_loss_scale),
+                d_scale=_scale_of(state.d_loss_scale),
+            )
             parts.append(part)
         return tf.nest.map_structure(
             lambda *summands: tf.add_n(summands), *parts
