@@ -1,6 +1,5 @@
 """The command as a user runs it: processes, signals, exit codes, messages."""
 
-import json
 import os
 import pathlib
 import re
@@ -9,9 +8,9 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
-import tensorflow as tf
+
+from tests import runs
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _TIMEOUT_SECS = 120
@@ -70,47 +69,6 @@ class _Command:
         return self._process.wait(timeout=_TIMEOUT_SECS)
 
 
-def _newest_step(workdir: pathlib.Path) -> int:
-    names = [p.name for p in (workdir / "checkpoints").glob("step-*[0-9]")]
-    return max(int(name.removeprefix("step-")) for name in names)
-
-
-def _bundle(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    name = f"step-{_newest_step(workdir):09d}"
-    reader = tf.train.load_checkpoint(
-        str(workdir / "checkpoints" / name / "state")
-    )
-    return {
-        name: reader.get_tensor(name)
-        for name in reader.get_variable_to_shape_map()
-        if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
-    }
-
-
-def _records(workdir: pathlib.Path) -> list[dict]:
-    times = ("images_per_sec", "data_wait_secs")
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [
-        {k: v for k, v in json.loads(line).items() if k not in times}
-        for line in lines
-    ]
-
-
-def _pictures(workdir: pathlib.Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in (workdir / "samples").iterdir()}
-
-
-def _assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
-    bundle, other_bundle = _bundle(one), _bundle(other)
-    assert bundle.keys() == other_bundle.keys()
-    for name, value in bundle.items():
-        np.testing.assert_array_equal(
-            value, other_bundle[name], err_msg=name, strict=True
-        )
-    assert _records(one) == _records(other)
-    assert _pictures(one) == _pictures(other)
-
-
 @pytest.fixture(name="undisturbed", scope="module")
 def _undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("command") / "undisturbed"
@@ -141,12 +99,12 @@ def test_ctrl_c_saves_and_the_same_command_ends_in_the_same_weights(
     assert "finishing the running steps" in command.stderr
     assert "the same command goes on" in command.stderr
     assert "Traceback" not in command.stderr
-    step = _newest_step(workdir)
+    step = runs.newest_step(workdir)
 
     command = _Command(workdir, *_TRAIN)
     assert command.finish() == 0, command.stderr
     assert f"Going on after step {step}" in command.stderr
-    _assert_same_run(workdir, undisturbed)
+    runs.assert_same(workdir, undisturbed)
 
 
 def test_a_killed_run_ends_in_the_same_weights(
@@ -158,12 +116,12 @@ def test_a_killed_run_ends_in_the_same_weights(
     command.wait_for_records(18)
     command.send(signal.SIGKILL)
     assert command.finish() == -signal.SIGKILL
-    assert _newest_step(workdir) == 14
+    assert runs.newest_step(workdir) == 14
 
     command = _Command(workdir, *_TRAIN)
     assert command.finish() == 0, command.stderr
     assert "Going on after step 14" in command.stderr
-    _assert_same_run(workdir, undisturbed)
+    runs.assert_same(workdir, undisturbed)
 
 
 def test_ctrl_c_twice_stops_at_once(tmp_path: pathlib.Path) -> None:
@@ -195,7 +153,7 @@ def test_sigterm_saves_and_exits_143(tmp_path: pathlib.Path) -> None:
     command.wait_for_records(1)
     command.send(signal.SIGTERM)
     assert command.finish() == 143, command.stderr
-    assert _newest_step(workdir) >= 1
+    assert runs.newest_step(workdir) >= 1
 
 
 def test_missing_data_is_one_clear_error(

@@ -12,9 +12,8 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
-import tensorflow as tf
 
-from tests import tiny
+from tests import runs, tiny
 from trainer import (
     assembly,
     checkpoint,
@@ -64,52 +63,6 @@ def _run(workdir: pathlib.Path, **changes) -> int:
     return train.run(_config(workdir, **changes))
 
 
-def _checkpoints(workdir: pathlib.Path) -> list[str]:
-    return sorted(p.name for p in (workdir / "checkpoints").iterdir())
-
-
-def _bundle(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    """Every tensor of the newest checkpoint, by name."""
-    newest = _checkpoints(workdir)[-1]
-    reader = tf.train.load_checkpoint(
-        str(workdir / "checkpoints" / newest / "state")
-    )
-    return {
-        name: reader.get_tensor(name)
-        for name in reader.get_variable_to_shape_map()
-        if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
-    }
-
-
-def _records(workdir: pathlib.Path) -> list[dict]:
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def _timeless(records: list[dict]) -> list[dict]:
-    times = ("images_per_sec", "data_wait_secs")
-    return [{k: v for k, v in r.items() if k not in times} for r in records]
-
-
-def _files(workdir: pathlib.Path, pattern: str) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(workdir)): path.read_bytes()
-        for path in sorted(workdir.glob(pattern))
-        if path.is_file()
-    }
-
-
-def _assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
-    bundle, other_bundle = _bundle(one), _bundle(other)
-    assert bundle.keys() == other_bundle.keys()
-    for name, value in bundle.items():
-        np.testing.assert_array_equal(
-            value, other_bundle[name], err_msg=name, strict=True
-        )
-    assert _timeless(_records(one)) == _timeless(_records(other))
-    assert _files(one, "samples/*") == _files(other, "samples/*")
-
-
 @pytest.fixture(scope="module")
 def undisturbed(
     tmp_path_factory: pytest.TempPathFactory,
@@ -151,14 +104,17 @@ def test_a_run_leaves_what_it_promises(
     with PIL.Image.open(workdir / "samples" / "training.gif") as film:
         assert film.n_frames == 3
     # Every second epoch, and the end.
-    assert _checkpoints(workdir) == ["step-000000014", "step-000000021"]
+    assert runs.checkpoint_names(workdir) == [
+        "step-000000014",
+        "step-000000021",
+    ]
     assert any((workdir / "events").iterdir())
 
 
 def test_every_logged_step_has_its_metrics(
     undisturbed: dict[int, pathlib.Path],
 ) -> None:
-    records = _records(undisturbed[1])
+    records = runs.records(undisturbed[1])
     # Every second step and the ends of the epochs.
     assert [r["step"] for r in records] == [
         *(2, 4, 6, 7, 8, 10, 12, 14, 16, 18, 20, 21)
@@ -193,9 +149,9 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(
         print(f"stopping at step {stop}")  # Shown when the test fails.
     changes = {"num_logical_cpus": num_replicas}
     assert _run(tmp_path, max_steps=stop, **changes) == 0
-    assert _checkpoints(tmp_path)[-1] == f"step-{stop:09d}"
+    assert runs.checkpoint_names(tmp_path)[-1] == f"step-{stop:09d}"
     assert _run(tmp_path, **changes) == 0
-    _assert_same_run(tmp_path, undisturbed[num_replicas])
+    runs.assert_same(tmp_path, undisturbed[num_replicas])
 
 
 @pytest.mark.parametrize(
@@ -219,11 +175,11 @@ def test_a_signal_saves_and_the_same_command_goes_on(
         patch.setattr(outputs.Outputs, "record", record_then_signal)
         assert _run(tmp_path) == exit_code
     # It may be noticed after one more block of steps.
-    stopped = int(_checkpoints(tmp_path)[-1].split("-")[1])
+    stopped = int(runs.checkpoint_names(tmp_path)[-1].split("-")[1])
     assert 10 <= stopped <= 14
     assert not (tmp_path / "samples" / "epoch_0003.png").exists()
     assert _run(tmp_path) == 0
-    _assert_same_run(tmp_path, undisturbed[1])
+    runs.assert_same(tmp_path, undisturbed[1])
 
 
 def test_a_run_killed_after_logging_is_replayed(
@@ -247,10 +203,10 @@ def test_a_run_killed_after_logging_is_replayed(
         patch.setattr(outputs.Outputs, "record", record_then_die)
         with pytest.raises(Killed):
             _run(tmp_path)
-    assert _checkpoints(tmp_path) == ["step-000000014"]
-    assert _records(tmp_path)[-1]["step"] == 20
+    assert runs.checkpoint_names(tmp_path) == ["step-000000014"]
+    assert runs.records(tmp_path)[-1]["step"] == 20
     assert _run(tmp_path) == 0
-    _assert_same_run(tmp_path, undisturbed[1])
+    runs.assert_same(tmp_path, undisturbed[1])
 
 
 def test_another_replica_count_goes_on_with_the_same_data(
@@ -270,7 +226,9 @@ def test_another_replica_count_goes_on_with_the_same_data(
             )
             == 0
         )
-    for one, other in zip(_records(straight), _records(resized), strict=True):
+    for one, other in zip(
+        runs.records(straight), runs.records(resized), strict=True
+    ):
         for name in train_step.METRIC_NAMES:
             # Other data, latents or masks would show in the second digit.
             # Adam blows rounding up where gradients vanish: norms show it.
@@ -283,7 +241,7 @@ def test_more_epochs_go_on_with_a_finished_run(
 ) -> None:
     assert _run(tmp_path, epochs=1) == 0
     assert _run(tmp_path, epochs=3) == 0
-    _assert_same_run(tmp_path, undisturbed[1])
+    runs.assert_same(tmp_path, undisturbed[1])
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["epochs"] == 3
 
@@ -292,10 +250,10 @@ def test_fewer_epochs_than_are_trained_are_refused(
     tmp_path: pathlib.Path,
 ) -> None:
     assert _run(tmp_path, epochs=2) == 0
-    before = _files(tmp_path, "**/*")
+    before = runs.files(tmp_path, "**/*")
     with pytest.raises(errors.UsageError, match=r"--epochs=1 .* epoch 2"):
         _run(tmp_path, epochs=1)
-    assert _files(tmp_path, "**/*") == before
+    assert runs.files(tmp_path, "**/*") == before
 
 
 def test_a_finished_run_does_nothing(
@@ -304,31 +262,31 @@ def test_a_finished_run_does_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert _run(tmp_path, epochs=1) == 0
-    before = _files(tmp_path, "**/*")
+    before = runs.files(tmp_path, "**/*")
     monkeypatch.setattr(assembly, "build_state", None)  # Builds no networks.
     with caplog.at_level("INFO"):
         assert _run(tmp_path, epochs=1) == 0
     assert "Finished: 1 epoch, 7 steps" in caplog.text
-    assert _files(tmp_path, "**/*") == before
+    assert runs.files(tmp_path, "**/*") == before
 
 
 def test_a_changed_hyperparameter_is_refused_with_a_diff(
     tmp_path: pathlib.Path,
 ) -> None:
     assert _run(tmp_path, max_steps=1) == 0
-    before = _files(tmp_path, "**/*")
+    before = runs.files(tmp_path, "**/*")
     with pytest.raises(errors.UsageError) as caught:
         _run(tmp_path, g_learning_rate=2e-4, seed=9)
     assert "g_learning_rate: 0.0001 -> 0.0002" in str(caught.value)
     assert "seed: 0 -> 9" in str(caught.value)
-    assert _files(tmp_path, "**/*") == before
+    assert runs.files(tmp_path, "**/*") == before
 
 
 def test_changed_data_is_refused(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _run(tmp_path, max_steps=1) == 0
-    before = _files(tmp_path, "**/*")
+    before = runs.files(tmp_path, "**/*")
     original = data.load("digits", data_dir=None)
     changed = data.ArrayDataset(
         samples=255 - original.samples,
@@ -337,7 +295,7 @@ def test_changed_data_is_refused(
     monkeypatch.setattr(data, "load", lambda name, data_dir: changed)
     with pytest.raises(errors.DataError, match="data has changed"):
         _run(tmp_path)
-    assert _files(tmp_path, "**/*") == before
+    assert runs.files(tmp_path, "**/*") == before
 
 
 def test_resume_must_needs_a_checkpoint(tmp_path: pathlib.Path) -> None:
@@ -362,9 +320,12 @@ def test_the_same_seed_gives_the_same_weights(
     undisturbed: dict[int, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     assert _run(tmp_path / "same") == 0
-    _assert_same_run(tmp_path / "same", undisturbed[1])
+    runs.assert_same(tmp_path / "same", undisturbed[1])
     assert _run(tmp_path / "other", seed=1) == 0
-    same, other = _bundle(tmp_path / "same"), _bundle(tmp_path / "other")
+    same, other = (
+        runs.bundle(tmp_path / "same"),
+        runs.bundle(tmp_path / "other"),
+    )
     changed = [k for k in same if not np.array_equal(same[k], other[k])]
     assert any(name.startswith("generator") for name in changed)
     assert any(name.startswith("discriminator") for name in changed)
@@ -374,7 +335,7 @@ def test_steps_per_loop_do_not_change_the_run(
     undisturbed: dict[int, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     assert _run(tmp_path, steps_per_loop=100) == 0
-    _assert_same_run(tmp_path, undisturbed[1])
+    runs.assert_same(tmp_path, undisturbed[1])
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
@@ -400,7 +361,7 @@ def test_one_device_and_one_replica_agree(
     undisturbed: dict[int, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     assert _run(tmp_path, strategy="one_device") == 0
-    _assert_same_run(tmp_path, undisturbed[1])
+    runs.assert_same(tmp_path, undisturbed[1])
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_unsaved(
@@ -490,9 +451,9 @@ def test_a_signal_while_data_is_loaded_saves_and_stops(
     with monkeypatch.context() as patch:
         patch.setattr(data, "load", load_slowly)
         assert _run(tmp_path) == 143
-    assert _checkpoints(tmp_path) == ["step-000000000"]
+    assert runs.checkpoint_names(tmp_path) == ["step-000000000"]
     assert _run(tmp_path) == 0
-    _assert_same_run(tmp_path, undisturbed[1])
+    runs.assert_same(tmp_path, undisturbed[1])
 
 
 def test_a_signal_at_the_very_end_stops_nothing(
@@ -507,7 +468,7 @@ def test_a_signal_at_the_very_end_stops_nothing(
 
     monkeypatch.setattr(outputs.Outputs, "make_film", signal_then_make_film)
     assert _run(tmp_path, epochs=1) == 0
-    assert _checkpoints(tmp_path) == ["step-000000007"]
+    assert runs.checkpoint_names(tmp_path) == ["step-000000007"]
 
 
 def test_what_is_shown_is_on_the_disk_before_a_checkpoint_is(
@@ -547,10 +508,10 @@ def test_a_directory_in_which_another_process_trains_is_refused(
     tmp_path: pathlib.Path,
 ) -> None:
     with run_directory.claim(_config(tmp_path), "other"):
-        before = _files(tmp_path, "**/*")
+        before = runs.files(tmp_path, "**/*")
         with pytest.raises(errors.StorageError, match="Another process"):
             _run(tmp_path)
-    assert _files(tmp_path, "**/*") == before
+    assert runs.files(tmp_path, "**/*") == before
     assert _run(tmp_path, max_steps=1) == 0
 
 
@@ -570,4 +531,4 @@ def test_every_way_of_computing_resumes_to_the_same_bits(
     assert _run(tmp_path / "straight", **changes) == 0
     assert _run(tmp_path / "stopped", max_steps=4, **changes) == 0
     assert _run(tmp_path / "stopped", **changes) == 0
-    _assert_same_run(tmp_path / "stopped", tmp_path / "straight")
+    runs.assert_same(tmp_path / "stopped", tmp_path / "straight")

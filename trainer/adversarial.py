@@ -6,6 +6,7 @@ position. With B the global batch size, what it returns are summands: summed
 over all replicas they are means over B.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -86,23 +87,17 @@ class AdversarialRound:
           d_scale: the same for the discriminator's.
         """
 
-        def draws(purpose: str) -> randomness.Draws:
-            return randomness.Draws(
-                seed=self._seed,
-                purpose=purpose,
-                step=step,
-                first_position=first_position,
-            )
-
-        latents = draws("latents").normal((real.shape[0], self._latent_dim))
+        draws = functools.partial(
+            randomness.Draws,
+            seed=self._seed,
+            step=step,
+            first_position=first_position,
+        )
         with tf.GradientTape(persistent=True) as tape:
             tape.watch([generator.weights, discriminator.weights])
-            with randomness.draw_from(draws("generator")):
-                fake, g_buffers = generator(latents)
-            with randomness.draw_from(draws("discriminator on real")):
-                real_logits, d_buffers = discriminator(real)
-            with randomness.draw_from(draws("discriminator on fake")):
-                fake_logits, d_buffers = discriminator(fake, d_buffers)
+            real_logits, fake_logits, g_buffers, d_buffers = self._forward(
+                generator, discriminator, real, draws
+            )
             g_losses, d_losses = self._loss(
                 real_logits=real_logits, fake_logits=fake_logits
             )
@@ -125,6 +120,25 @@ class AdversarialRound:
                 ]
             ),
         )
+
+    def _forward(
+        self,
+        generator: Network,
+        discriminator: Network,
+        real: tf.Tensor,
+        draws: Callable[..., randomness.Draws],
+    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
+        """Returns real_logits, fake_logits and both networks' new buffers."""
+        latents = draws(purpose="latents").normal(
+            (real.shape[0], self._latent_dim)
+        )
+        with randomness.draw_from(draws(purpose="generator")):
+            fake, g_buffers = generator(latents)
+        with randomness.draw_from(draws(purpose="discriminator on real")):
+            real_logits, d_buffers = discriminator(real)
+        with randomness.draw_from(draws(purpose="discriminator on fake")):
+            fake_logits, d_buffers = discriminator(fake, d_buffers)
+        return real_logits, fake_logits, g_buffers, d_buffers
 
     def _share_of_mean(self, per_example: tf.Tensor) -> tf.Tensor:
         return tf.reduce_sum(per_example) / self._global_batch_size
