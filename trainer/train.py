@@ -85,24 +85,25 @@ def _go_on(
         config_digest=config.digest(),
         attempt=attempt,
     )
-    first_step = 0
+    first_step = found.step if found else 0
     if found:
         checkpointer.restore(found)
-        first_step = found.step
         logging.info("Going on after step %d: %s.", first_step, found.directory)
     train_step = assembly.build_step(
         config, strategy, dataset, state, first_step
     )
 
+    data_digest = dataset.digest()  # Reads all of the data: once is enough.
+
     def save(step: int) -> None:
+        # First, so that a checkpoint never knows more than the files.
+        outputs.flush()
         host_state = {
             "epoch": schedule.epoch(step),
             "images_seen": step * config.global_batch_size,
-            "data_digest": dataset.digest(),
+            "data_digest": data_digest,
             "num_replicas": strategy.num_replicas_in_sync,
         }
-        # First, so that a checkpoint never knows more than the files.
-        outputs.flush()
         checkpointer.save(step, host_state)
 
     with (

@@ -21,11 +21,9 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
-from trainer import data, distribution, losses, models
-from trainer.data import pipeline
+from trainer import assembly, data, distribution
+from trainer.config import Config
 from trainer.data.array_dataset import ArrayDataset
-from trainer.train_state import TrainState
-from trainer.train_step import TrainStep
 
 _DATASET = flags.DEFINE_enum("dataset", "digits", list(data.DATASETS), "Data.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Data prepared before.")
@@ -86,46 +84,13 @@ def tutorial_loop(
     return run
 
 
-def our_loop(
-    dataset: ArrayDataset,
-    batch_size: int,
-    num_replicas: int,
-    precision: str,
-) -> Callable[[int], object]:
+def our_loop(config: Config, dataset: ArrayDataset) -> Callable[[int], object]:
     """Returns what runs some steps as `trainer.train` does."""
     strategy = distribution.make_strategy(
-        "mirrored", num_logical_cpus=num_replicas
+        config.strategy, num_logical_cpus=config.num_logical_cpus
     )
-    model = models.get("dcgan28")
-    with strategy.scope():
-        state = TrainState(
-            build_generator=lambda: model.build_generator(
-                latent_dim=_LATENT_DIM
-            ),
-            build_discriminator=model.build_discriminator,
-            g_learning_rate=_LEARNING_RATE,
-            d_learning_rate=_LEARNING_RATE,
-            seed=0,
-            precision=precision,
-        )
-    batches = strategy.distribute_datasets_from_function(
-        lambda _: pipeline.training_batches(
-            dataset,
-            global_batch_size=batch_size,
-            num_replicas=num_replicas,
-            first_step=0,
-            seed=0,
-        )
-    )
-    return TrainStep(
-        state,
-        strategy=strategy,
-        batches=batches,
-        loss=losses.non_saturating,
-        latent_dim=_LATENT_DIM,
-        global_batch_size=batch_size,
-        seed=0,
-    ).run
+    state = assembly.build_state(config, strategy)
+    return assembly.build_step(config, strategy, dataset, state, 0).run
 
 
 def _tutorial_networks() -> tuple[keras.Model, keras.Model]:
@@ -175,15 +140,23 @@ def main(argv: list[str]) -> None:
     """Prints the medians, the spread and the ratio."""
     if len(argv) > 1:
         raise app.UsageError(f"{argv[1]!r} is not a flag.")
+    config = Config(
+        dataset=_DATASET.value,
+        data_dir=_DATA_DIR.value,
+        batch_size=_BATCH_SIZE.value,
+        precision=_PRECISION.value,
+        num_logical_cpus=_REPLICAS.value,
+        deterministic="off",
+    ).resolve()
+    config.validate()
     distribution.prepare_devices(
-        num_logical_cpus=_REPLICAS.value, deterministic="off"
+        num_logical_cpus=config.num_logical_cpus,
+        deterministic=config.deterministic,
     )
-    dataset = data.load(_DATASET.value, data_dir=_DATA_DIR.value)
+    dataset = data.load(config.dataset, data_dir=config.data_dir)
     loops = {
         "tutorial": tutorial_loop(dataset, _BATCH_SIZE.value),
-        "ours": our_loop(
-            dataset, _BATCH_SIZE.value, _REPLICAS.value, _PRECISION.value
-        ),
+        "ours": our_loop(config, dataset),
     }
     for run in loops.values():
         _secs(run, 2)  # Traces, and fills the buffers.
