@@ -5,12 +5,14 @@ entry point prints the message without a traceback and exits with the code;
 anything that is not a `TrainerError` is a defect of ours and keeps its
 traceback.
 
-Codes below 128 tell a scheduler not to restart the job; after 130 (interrupted)
-and 143 (preempted) the same command goes on. The state is saved then, unless a
-second signal came or training had not yet begun.
+Codes below 128 tell a scheduler not to restart the job; after 130 (interrupted),
+142 (stalled) and 143 (preempted) the same command goes on. After 130 and 143
+the state is saved, unless a second signal came or training had not yet begun;
+after 142 it is the newest checkpoint's.
 """
 
 EXIT_INTERRUPTED = 130
+EXIT_STALLED = 142
 EXIT_PREEMPTED = 143
 
 
@@ -48,3 +50,23 @@ class StorageError(TrainerError):
     """The run directory cannot be read or written."""
 
     exit_code = 6
+
+
+class DeviceError(TrainerError):
+    """The devices do not compute what they were asked to."""
+
+    exit_code = 7
+
+
+class StalledError(TrainerError):
+    """Nothing moves any more: another worker is missing, or was lost."""
+
+    exit_code = EXIT_STALLED
+
+
+class PeerError(TrainerError):
+    """Another worker has ended with an error, which this one ends with too."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
