@@ -32,6 +32,8 @@ MAY_CHANGE = {
     "data_dir": "data",
     "strategy": "one_device",
     "num_logical_cpus": 2,
+    "worker_wait_secs": 5,
+    "stall_timeout_secs": 0,
     "jit_compile": "off",
     "steps_per_loop": 1,
     "deterministic": "on",
@@ -124,6 +126,8 @@ def test_more_devices_than_the_strategy_uses_are_refused():
     with pytest.raises(errors.UsageError, match="num_logical_cpus=2.*mirrored"):
         config.Config(strategy="one_device", num_logical_cpus=2).validate()
     config.Config(strategy="one_device", num_logical_cpus=1).validate()
+    with pytest.raises(errors.UsageError, match="--strategy=multi_worker"):
+        config.Config(strategy="multi_worker", num_logical_cpus=2).validate()
 
 
 @pytest.mark.parametrize("num_logical_cpus", [0, 1, 2, 4])

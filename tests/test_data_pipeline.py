@@ -46,6 +46,51 @@ def labels(dataset, *, num_steps, num_replicas=1, **kwargs):
     return np.concatenate(rows).reshape(num_steps, BATCH_SIZE)
 
 
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_processes_together_deal_out_what_one_does(dataset, num_parts):
+    def elements(**kwargs):
+        stream = pipeline.training_batches(
+            dataset,
+            global_batch_size=BATCH_SIZE,
+            num_replicas=4,
+            num_parts=num_parts,
+            first_step=5,
+            seed=0,
+            **kwargs,
+        )
+        return [
+            e["label"].numpy().tolist() for e in itertools.islice(stream, 8)
+        ]
+
+    first = elements(local_replicas=range(2))
+    second = elements(local_replicas=range(2, 4))
+    alone = elements()
+    # Two steps of four replicas.
+    assert alone == [*first[:2], *second[:2], *first[2:4], *second[2:4]]
+
+
+def test_a_part_is_the_same_piece_of_the_batch_for_any_number_of_replicas(
+    dataset,
+):
+    [whole] = labels(dataset, num_steps=1)
+    for num_replicas in (1, 2):
+        stream = pipeline.training_batches(
+            dataset,
+            global_batch_size=BATCH_SIZE,
+            num_replicas=num_replicas,
+            num_parts=2,
+            first_step=0,
+            seed=0,
+        )
+        shares = [
+            np.split(element["label"].numpy(), 2)
+            for element in itertools.islice(stream, num_replicas)
+        ]
+        for part, expected in enumerate(np.split(whole, 2)):
+            together = np.concatenate([share[part] for share in shares])
+            np.testing.assert_array_equal(together, expected)
+
+
 def epoch_order(epoch, *, num_examples, seed=0):
     """Returns an epoch's examples, in batches of one."""
     return pipeline.example_indices(

@@ -66,6 +66,35 @@ def test_an_unknown_strategy_names_the_known_ones():
         distribution.make_strategy("tpu")
 
 
+def test_right_sums_over_the_replicas_pass():
+    for num_replicas in (1, 3):
+        distribution.check_all_reduce(
+            distribution.make_strategy(
+                "mirrored", num_logical_cpus=num_replicas
+            )
+        )
+
+
+@pytest.mark.parametrize("replica", [0, 1])
+def test_a_wrong_sum_names_the_device_and_the_remedies(monkeypatch, replica):
+    all_reduce = tf.distribute.ReplicaContext.all_reduce
+
+    def corrupted(self, operation, value):
+        # As seen on machines whose GPUs read each other's memory wrongly.
+        total = all_reduce(self, operation, value)
+        is_hit = tf.equal(self.replica_id_in_sync_group, replica)
+        wrong = tf.concat([total[:7], [0.5], total[8:]], axis=0)
+        return tf.where(is_hit, wrong, total)
+
+    monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", corrupted)
+    strategy = distribution.make_strategy("mirrored", num_logical_cpus=2)
+    with pytest.raises(errors.DeviceError) as caught:
+        distribution.check_all_reduce(strategy)
+    for text in (f"CPU:{replica}", "2 replicas", "1 of 5", "NCCL_P2P_DISABLE"):
+        assert text in str(caught.value)
+    assert caught.value.exit_code == 7
+
+
 def test_devices_are_made_before_tensorflow_starts_and_not_after():
     code = """
 import tensorflow as tf

@@ -28,6 +28,11 @@ _ALLOWED = {
     "config": {"errors", "options"},
     "options": {"errors"},
     "run_directory": {"atomic_file", "config", "errors"},
+    "messages": {"run_directory", "schedule"},
+    # Several workers.
+    "cluster": {"errors"},
+    "rendezvous": {"cluster", "errors"},
+    "team": {"errors"},
     # Training.
     "train_state": {"loss_scale", "optimizers"},
     "train_step": {
@@ -61,6 +66,7 @@ _ALLOWED = {
     "progress": set(),
     "randomness": set(),
     "schedule": set(),
+    "watchdog": {"errors"},
     # Kinds by name.
     "data": {"data.array_dataset", "data.digits", "data.mnist", "errors"},
     "data.array_dataset": set(),
@@ -102,6 +108,7 @@ _ALLOWED = {
 _WITHOUT_TENSORFLOW = {
     "",
     "atomic_file",
+    "cluster",
     "config",
     "data",
     "data.array_dataset",
@@ -112,7 +119,9 @@ _WITHOUT_TENSORFLOW = {
     "options",
     "interruption",
     "main",
+    "messages",
     "progress",
+    "rendezvous",
     "run_directory",
     "schedule",
     "storage",
@@ -120,6 +129,7 @@ _WITHOUT_TENSORFLOW = {
     "storage.finder",
     "storage.local",
     "storage.manifest",
+    "watchdog",
 }
 
 

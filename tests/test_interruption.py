@@ -190,9 +190,23 @@ def test_a_signal_right_before_the_end_is_not_lost(start):
     assert process.wait(timeout=20) == 0
 
 
-def test_without_a_signal_there_is_no_exit_code():
+def test_without_a_signal_the_exit_code_is_0():
     with Interruption() as interruption:
         pass
     assert not interruption.requested
-    with pytest.raises(RuntimeError, match="No signal"):
-        interruption.exit_code  # noqa: B018
+    assert interruption.exit_code == 0
+
+
+def test_signals_that_a_library_took_are_taken_back(start):
+    process = start("""
+        import os, signal, sys, time
+        with Interruption() as interruption:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            interruption.take_signals_back()
+            print("ready", flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not interruption.requested:
+                time.sleep(0.01)
+        sys.exit(interruption.exit_code)
+    """)
+    assert process.wait(timeout=20) == 143

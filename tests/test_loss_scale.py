@@ -168,6 +168,7 @@ def _make_step(
                 _dataset(),
                 global_batch_size=_GLOBAL_BATCH_SIZE,
                 num_replicas=strategy.num_replicas_in_sync,
+                num_parts=num_accumulation_steps,
                 first_step=int(state.global_step.numpy()),
                 seed=0,
             )

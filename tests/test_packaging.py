@@ -61,6 +61,8 @@ def test_the_readme_has_the_exit_codes() -> None:
     section = _read("README.md").split("## Exit codes")[1].split("##")[0]
     codes = {kind.exit_code for kind in errors.TrainerError.__subclasses__()}
     codes |= {0, errors.EXIT_INTERRUPTED, errors.EXIT_PREEMPTED}
+    # What a peer's error passes on is one of the others.
+    codes -= {errors.TrainerError.exit_code}
     assert {int(n) for n in re.findall(r"\d+", section)} == codes
 
 

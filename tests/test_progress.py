@@ -74,14 +74,24 @@ def terminal():
     os.close(reader)
 
 
-def _update(progress, step, *, epoch=1, rate=800.0):
+def _update(progress, step, *, epoch=1, rate=800.0, loss_scales=None):
     progress.update(
         step=step,
         epoch=epoch,
         g_loss=0.8125,
         d_loss=1.2344,
         images_per_sec=rate,
+        loss_scales=loss_scales,
     )
+
+
+def _scales(g, d, *, g_skipped=0, d_skipped=0):
+    return {
+        "g_loss_scale": float(g),
+        "d_loss_scale": float(d),
+        "g_skipped_steps": float(g_skipped),
+        "d_skipped_steps": float(d_skipped),
+    }
 
 
 def _make(stream, *, first_step=0, last_step=1400, clock=None):
@@ -265,3 +275,106 @@ def test_without_a_bar_logging_is_left_alone(monkeypatch):
     progress = _make(io.StringIO())
     assert logging.root.handlers == [handler]
     progress.close()
+
+
+def test_loss_scales_that_stay_give_no_line(terminal):
+    for stream in (io.StringIO(), terminal):
+        clock = _Clock()
+        progress = _make(stream, clock=clock)
+        for step in range(10, 101, 10):
+            clock.now += 0.1 if stream is not terminal else 2.0
+            _update(progress, step, loss_scales=_scales(32768, 32768))
+        progress.close()
+        assert "loss scale" not in stream.getvalue()
+
+
+def test_a_line_tells_when_a_loss_scale_moves():
+    stream, clock = io.StringIO(), _Clock()
+    progress = _make(stream, clock=clock)
+    for step, scales in [
+        (340, _scales(32768, 32768)),
+        (350, _scales(16384, 32768, g_skipped=1)),
+        (360, _scales(16384, 32768, g_skipped=1)),
+        (370, _scales(16384, 65536, g_skipped=1)),
+        # Skipped twice and grown once.
+        (380, _scales(16384, 32768, g_skipped=1, d_skipped=2)),
+        # As low as it gets.
+        (390, _scales(1, 2.0**24, g_skipped=15, d_skipped=2)),
+        (400, _scales(1, 2.0**24, g_skipped=16, d_skipped=2)),
+    ]:
+        clock.now += 1.25
+        _update(progress, step, loss_scales=scales)
+    # The line that comes every ten seconds is not put off.
+    clock.now += 1.25
+    _update(progress, 410, loss_scales=scales)
+    assert stream.getvalue().splitlines() == [
+        "step 350: loss scale g 16384 (1 skipped), d 32768 (0 skipped)",
+        "step 370: loss scale g 16384 (1 skipped), d 65536 (0 skipped)",
+        "step 380: loss scale g 16384 (1 skipped), d 32768 (2 skipped)",
+        "step 390: loss scale g 1 (15 skipped), d 16777216 (2 skipped)",
+        "step 400: loss scale g 1 (16 skipped), d 16777216 (2 skipped)",
+        "epoch 1/50 step 410/1400: g_loss 0.812, d_loss 1.234, 800 images/s, "
+        "2:04 left",
+    ]
+
+
+def test_loss_scales_that_move_are_told_above_the_bar(terminal):
+    clock = _Clock()
+    progress = _make(terminal, clock=clock)
+    for step, g_scale in [(10, 8), (20, 4), (30, 4), (40, 8)]:
+        clock.now += 2.0
+        scales = _scales(g_scale, 4, g_skipped=int(step > 10))
+        _update(progress, step, loss_scales=scales)
+    *above, bar = terminal.rows
+    assert above == [
+        "step 20: loss scale g 4 (1 skipped), d 4 (0 skipped)",
+        "step 40: loss scale g 8 (1 skipped), d 4 (0 skipped)",
+    ]
+    assert bar.startswith("epoch 1/50 step 40/1400 |")
+    progress.close()
+
+
+def test_the_first_loss_scales_of_a_new_run_are_told_if_steps_were_skipped():
+    stream = io.StringIO()
+    progress = _make(stream)
+    scales = _scales(32768, 8192, d_skipped=2)
+    _update(progress, 10, loss_scales=scales)
+    _update(progress, 20, loss_scales=scales)
+    assert stream.getvalue() == (
+        "step 10: loss scale g 32768 (0 skipped), d 8192 (2 skipped)\n"
+    )
+
+
+def test_the_first_loss_scales_of_a_resumed_run_are_not_told():
+    stream, clock = io.StringIO(), _Clock()
+    progress = _make(stream, first_step=700, clock=clock)
+    scales = _scales(16384, 8192, g_skipped=3, d_skipped=4)
+    _update(progress, 710, loss_scales=scales)
+    assert stream.getvalue() == ""
+    scales["g_loss_scale"], scales["g_skipped_steps"] = 8192.0, 4.0
+    _update(progress, 720, loss_scales=scales)
+    assert stream.getvalue() == (
+        "step 720: loss scale g 8192 (4 skipped), d 8192 (4 skipped)\n"
+    )
+
+
+def test_loss_scale_lines_are_a_second_apart_and_the_latest_state_wins():
+    stream, clock = io.StringIO(), _Clock()
+    progress = _make(stream, last_step=1000, clock=clock)
+    for step in range(10, 101, 10):
+        clock.now += 0.251
+        # At step 80 it moves for the last time.
+        num_skipped = min(step, 80) // 10 - 1
+        scales = _scales(2 ** (15 - num_skipped), 1, g_skipped=num_skipped)
+        _update(progress, step, loss_scales=scales)
+    assert stream.getvalue().splitlines() == [
+        "step 20: loss scale g 16384 (1 skipped), d 1 (0 skipped)",
+        "step 60: loss scale g 1024 (5 skipped), d 1 (0 skipped)",
+        "step 100: loss scale g 256 (7 skipped), d 1 (0 skipped)",
+    ]
+    # Nothing is left untold at the end.
+    clock.now += 0.251
+    _update(progress, 1000, loss_scales=_scales(128, 1, g_skipped=8))
+    told, last = stream.getvalue().splitlines()[3:]
+    assert told == "step 1000: loss scale g 128 (8 skipped), d 1 (0 skipped)"
+    assert last.startswith("epoch 1/50 step 1000/1000: ")

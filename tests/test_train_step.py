@@ -1,5 +1,7 @@
 """The adversarial round: replicas, statistics, randomness, tracing."""
 
+import pathlib
+import resource
 from collections import defaultdict
 
 import keras
@@ -241,16 +243,37 @@ def test_other_replica_counts_draw_the_same_numbers(
 @pytest.mark.parametrize("num_replicas", [1, 2])
 def test_steps_per_call_do_not_change_a_bit(num_replicas: int) -> None:
     results = []
-    for block in (1, 4, 8):
+    for steps_per_call in (1, 7, 50):
         state, step = _make(num_replicas)
-        for _ in range(8 // block):
-            metrics = step.run(block)
+        done = 0
+        while done < 50:
+            num_steps = min(steps_per_call, 50 - done)
+            metrics = step.run(num_steps)
+            done += num_steps
         del metrics["data_wait_secs"]
         results.append((metrics, _values(state)))
     for metrics, values in results[1:]:
         assert metrics == results[0][0]
         for value, first in zip(values, results[0][1], strict=True):
             np.testing.assert_array_equal(value, first)
+
+
+def _resident_bytes() -> int:
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_a_thousand_steps_need_no_more_memory(num_replicas: int) -> None:
+    _, step = _make(num_replicas)
+    for _ in range(30):  # Buffers and arenas reach their size.
+        step.run(10)
+    before_bytes = _resident_bytes()
+    for _ in range(100):
+        step.run(10)
+    growth_bytes = _resident_bytes() - before_bytes
+    # One batch of images kept a step would be 50 MB by now.
+    assert growth_bytes < 20e6
 
 
 def test_the_loop_is_traced_once() -> None:

@@ -1,26 +1,92 @@
 """Makes the parts of a run from its config, which they never see themselves."""
 
-import tensorflow as tf
+import dataclasses
+import os
+import platform
 
-from trainer import distribution, losses, models, samples
+import keras
+import tensorflow as tf
+from absl import logging
+
+from trainer import (
+    cluster,
+    distribution,
+    losses,
+    models,
+    rendezvous,
+    samples,
+)
 from trainer.config import Config
 from trainer.data import pipeline
 from trainer.data.array_dataset import ArrayDataset
+from trainer.interruption import Interruption
 from trainer.outputs import Outputs
 from trainer.run_directory import RunDirectory
 from trainer.schedule import Schedule
+from trainer.team import Team
 from trainer.train_state import TrainState
 from trainer.train_step import TrainStep
 
 
-def start_devices(config: Config) -> tf.distribute.Strategy:
-    """Configures TensorFlow and returns the replicas."""
+def start_team(config: Config, interruption: Interruption) -> Team | None:
+    """Configures TensorFlow and joins the other workers, if there are any.
+
+    Returns:
+      None if a signal came while it waited for them.
+
+    Raises:
+      StalledError: they did not come.
+      UsageError: they were started with other flags or versions.
+    """
+    workers = None
+    if config.strategy == "multi_worker":
+        workers = cluster.from_environment(os.environ)
+        if not _meet(workers, config, interruption):
+            return None
     distribution.prepare_devices(
         num_logical_cpus=config.num_logical_cpus,
         deterministic=config.deterministic,
     )
-    return distribution.make_strategy(
-        config.strategy, num_logical_cpus=config.num_logical_cpus
+    if workers is None:
+        strategy = distribution.make_strategy(
+            config.strategy, num_logical_cpus=config.num_logical_cpus
+        )
+        return Team(strategy)
+    strategy = distribution.join_cluster(workers.addresses, workers.index)
+    interruption.take_signals_back()
+    return Team(strategy, index=workers.index, num_workers=workers.num_workers)
+
+
+def _meet(
+    workers: cluster.Cluster, config: Config, interruption: Interruption
+) -> bool:
+    logging.info(
+        "Worker %d of %d, %s.",
+        workers.index,
+        workers.num_workers,
+        workers.addresses[workers.index],
+    )
+    if not workers.is_chief:
+        # The chief speaks for all, but for warnings.
+        logging.set_verbosity(logging.WARNING)
+    flags = {
+        f"--{name}": str(value)
+        for name, value in dataclasses.asdict(config).items()
+        if name not in ("data_dir", "workdir")  # Each machine has its own.
+    }
+    versions = {
+        "Python": platform.python_version(),
+        "TensorFlow": tf.__version__,
+        "Keras": keras.__version__,
+        # TensorFlow assumes so many on every worker.
+        "number of GPUs": str(len(tf.config.list_physical_devices("GPU"))),
+    }
+    return rendezvous.meet(
+        workers,
+        facts=flags | versions,
+        timeout_secs=config.worker_wait_secs,
+        should_stop=lambda: interruption.requested,
+        say=logging.info,
     )
 
 
@@ -70,12 +136,13 @@ def build_state(config: Config, strategy: tf.distribute.Strategy) -> TrainState:
 
 def build_step(
     config: Config,
-    strategy: tf.distribute.Strategy,
+    team: Team,
     dataset: ArrayDataset,
     state: TrainState,
     first_step: int,
 ) -> TrainStep:
     """Connects the state with the data from a global step on."""
+    strategy = team.strategy
     batches = strategy.distribute_datasets_from_function(
         lambda _: pipeline.training_batches(
             dataset,
@@ -83,6 +150,8 @@ def build_step(
             num_replicas=strategy.num_replicas_in_sync,
             first_step=first_step,
             seed=config.seed,
+            local_replicas=team.local_replicas,
+            num_parts=config.gradient_accumulation_steps,
         )
     )
     return TrainStep(

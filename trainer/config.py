@@ -125,8 +125,16 @@ class Config:
         _SPEED,
         "mirrored",
         "one_device: the first GPU, or the CPU; mirrored: one replica on each"
-        " GPU of this machine, or on each logical CPU.",
-        choices=("one_device", "mirrored"),
+        " GPU of this machine, or on each logical CPU; multi_worker: the GPUs"
+        " of all processes that TF_CONFIG or Slurm names.",
+        choices=("one_device", "mirrored", "multi_worker"),
+    )
+    worker_wait_secs: int = _free(
+        _SPEED,
+        600,
+        "Workers of multi_worker wait so long for each other to start.",
+        "seconds",
+        minimum=1,
     )
     num_logical_cpus: int = _free(
         _SPEED,
@@ -169,6 +177,14 @@ class Config:
         "Steps that run on the devices for one call from Python.",
         "steps",
         minimum=1,
+    )
+    stall_timeout_secs: int = _free(
+        _SPEED,
+        300,
+        "When no steps have finished for so long, and for 20 times longer than"
+        " usual, dump all stacks and exit 142; 0: never.",
+        "seconds",
+        minimum=0,
     )
     deterministic: str = _free(
         _SPEED,
@@ -250,11 +266,11 @@ class Config:
     def _check_shares(self) -> None:
         """Refuses replicas that idle and a batch that they cannot share."""
         replicas = self.num_logical_cpus
-        if self.strategy == "one_device" and replicas > 1:
+        if self.strategy != "mirrored" and replicas > 1:
             raise errors.UsageError(
                 f"--num_logical_cpus={replicas} needs --strategy=mirrored:"
-                " --strategy=one_device would use one of them and leave the"
-                " rest idle. Change either."
+                f" --strategy={self.strategy} would use one of them and leave"
+                " the rest idle. Change either."
             )
         for name in ("gradient_accumulation_steps", "num_logical_cpus"):
             divisor = max(getattr(self, name), 1)

@@ -1,10 +1,20 @@
 """Which devices train, how they are made deterministic, and who runs where."""
 
+import faulthandler
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import tensorflow as tf
 
 from trainer import errors
 
 _MAX_NAMED_DEVICES = 4
+_JOIN_SECS = 600.0
+# Of a few megabytes, so that they travel the way of gradients.
+_NUM_TEST_NUMBERS = 2**19
+# Replicas' contributions differ, or swapped ones would not be noticed.
+_NUM_FACTORS = 16
 
 
 def prepare_devices(*, num_logical_cpus: int, deterministic: str) -> None:
@@ -35,13 +45,16 @@ def prepare_devices(*, num_logical_cpus: int, deterministic: str) -> None:
 def make_strategy(
     name: str, *, num_logical_cpus: int = 0
 ) -> tf.distribute.Strategy:
-    """Returns a strategy over this machine's devices.
+    """Returns a strategy over this process's devices.
 
     Args:
       name: "one_device": the first GPU, or the CPU; "mirrored": a replica on
         each GPU, or on each logical CPU where there is no GPU or where
         `num_logical_cpus` asks for it.
       num_logical_cpus: as given to `prepare_devices`.
+
+    Raises:
+      UsageError: there is no such strategy.
     """
     if num_logical_cpus:
         devices = tf.config.list_logical_devices("CPU")[:num_logical_cpus]
@@ -54,8 +67,77 @@ def make_strategy(
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(names)
     raise errors.UsageError(
-        f"--strategy={name} is unknown; known are one_device and mirrored."
+        f"--strategy={name} is unknown; on one machine there are one_device "
+        "and mirrored."
     )
+
+
+def join_cluster(
+    addresses: Sequence[str], index: int
+) -> tf.distribute.MultiWorkerMirroredStrategy:
+    """Returns a strategy over the devices of several processes.
+
+    All of them must be about to call this: TensorFlow waits for them without
+    an end, holds Python's lock meanwhile, and takes SIGTERM for itself.
+
+    Args:
+      addresses: "host:port" of each.
+      index: which of them this process is.
+    """
+    cluster = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(addresses)}),
+        task_type="worker",
+        task_id=index,
+        rpc_layer="grpc",
+    )
+    # The one clock that goes on under Python's lock. It knows no exit code but
+    # 1; a network that lets only some connections through is worth a look, too.
+    faulthandler.dump_traceback_later(_JOIN_SECS, exit=True)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def check_all_reduce(strategy: tf.distribute.Strategy) -> None:
+    """Sums known numbers over all replicas, as training will sum gradients.
+
+    On some machines the connections between GPUs return wrong sums without an
+    error, and losses become NaN hours later.
+
+    Raises:
+      DeviceError: a replica's answer is wrong.
+    """
+    num_replicas = strategy.num_replicas_in_sync
+    numbers = tf.range(_NUM_TEST_NUMBERS, dtype=tf.float32) % 1024
+
+    @tf.function
+    def sum_on_replicas(numbers: tf.Tensor) -> Any:
+        def on_replica(numbers: tf.Tensor) -> tf.Tensor:
+            replica = tf.distribute.get_replica_context()
+            factor = replica.replica_id_in_sync_group % _NUM_FACTORS + 1
+            factor = tf.cast(factor, tf.float32)
+            return replica.all_reduce("SUM", factor * numbers)
+
+        return strategy.run(on_replica, [numbers])
+
+    factors = [index % _NUM_FACTORS + 1 for index in range(num_replicas)]
+    # Small enough for float32 to hold it exactly, on up to 1,024 replicas.
+    expected = numbers.numpy() * sum(factors)
+    answers = strategy.experimental_local_results(sum_on_replicas(numbers))
+    for device, answer in zip(
+        strategy.extended.worker_devices, answers, strict=True
+    ):
+        wrong = int(np.sum(answer.numpy() != expected))
+        if wrong:
+            raise errors.DeviceError(
+                f"The sum over {num_replicas} replicas is wrong on {device}: "
+                f"{wrong} of {_NUM_TEST_NUMBERS} numbers. Training would go "
+                "wrong, too. Known remedies: NCCL_P2P_DISABLE=1 in the "
+                "environment; the IOMMU (ACS) off in the machine's BIOS; a "
+                "container with --ipc=host or a larger --shm-size; a newer "
+                "driver. --strategy=one_device needs no sums."
+            )
 
 
 def describe(strategy: tf.distribute.Strategy) -> str:

@@ -33,12 +33,18 @@ class Interruption:
     def exit_code(self) -> int:
         """128 + the number of the first signal, as shells count: 130 or 143.
 
-        Raises:
-          RuntimeError: nothing was requested.
+        Without a signal, 0.
         """
-        if self._first is None:
-            raise RuntimeError("No signal has arrived.")
-        return 128 + self._first
+        return 0 if self._first is None else 128 + self._first
+
+    def take_signals_back(self) -> None:
+        """Handles the signals again after a library has taken them.
+
+        TensorFlow does, silently, where several workers form a cluster, and a
+        SIGTERM would then do nothing at all.
+        """
+        for number in _SIGNALS:
+            signal.signal(number, _leave_to_thread)
 
     def __enter__(self) -> "Interruption":
         self._reader, self._writer = os.pipe()

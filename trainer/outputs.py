@@ -80,6 +80,7 @@ class Outputs:
             epoch=epoch,
             g_loss=metrics["g_loss"],
             d_loss=metrics["d_loss"],
+            loss_scales=_loss_scales(metrics),
             images_per_sec=images_per_sec,
         )
         if self._schedule.logs_at(step):
@@ -118,3 +119,25 @@ class Outputs:
         """Ends the progress bar and closes the files."""
         self._progress.close()
         self._metrics.close()
+
+
+def _loss_scales(metrics: dict[str, float]) -> dict[str, float] | None:
+    names = ("_loss_scale", "_skipped_steps")
+    found = {k: v for k, v in metrics.items() if k.endswith(names)}
+    return found or None
+
+
+class NoOutputs:
+    """Takes the place of `Outputs` in workers that write nothing."""
+
+    def show_real(self, images: np.ndarray) -> None:
+        """Does nothing."""
+
+    def record(self, **kwargs: object) -> None:
+        """Does nothing."""
+
+    def draw_samples(self, step: int) -> None:
+        """Does nothing."""
+
+    def make_film(self) -> None:
+        """Does nothing."""

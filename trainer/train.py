@@ -1,11 +1,13 @@
 """A training run from its first line to its last."""
 
+import contextlib
+import dataclasses
 import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-import tensorflow as tf
 from absl import logging
 
 from trainer import (
@@ -15,16 +17,20 @@ from trainer import (
     distribution,
     errors,
     loss_scale,
+    messages,
     run_directory,
 )
 from trainer.config import Config
 from trainer.data.array_dataset import ArrayDataset
 from trainer.interruption import Interruption
-from trainer.outputs import Outputs
+from trainer.outputs import NoOutputs, Outputs
 from trainer.schedule import Schedule
 from trainer.storage import finder
 from trainer.storage.local import LocalStore
+from trainer.team import Team
+from trainer.train_state import TrainState
 from trainer.train_step import TrainStep
+from trainer.watchdog import Watchdog
 
 
 def run(config: Config) -> int:
@@ -36,64 +42,135 @@ def run(config: Config) -> int:
     Raises:
       TrainerError: see `trainer.errors`; nothing already saved is lost by it.
     """
-    directory = run_directory.check(config)
     with Interruption() as interruption:
-        strategy = assembly.start_devices(config)
-        logging.info("Training on %s.", distribution.describe(strategy))
-        dataset = data.load(config.dataset, data_dir=config.data_dir)
-        schedule = assembly.make_schedule(config, strategy, dataset)
-        _say_batch_arithmetic(
-            config, schedule, dataset, strategy.num_replicas_in_sync
-        )
-        store = LocalStore(directory.checkpoints)
-        found = _find_checkpoint(config, directory, store, dataset, schedule)
-        step = found.step if found else 0
-        if step < schedule.last_step:
-            step = _go_on(
-                config,
-                strategy=strategy,
-                dataset=dataset,
-                schedule=schedule,
-                directory=directory,
-                store=store,
-                found=found,
-                interruption=interruption,
+        team = assembly.start_team(config, interruption)
+        if team is None:
+            logging.warning("Stopped while waiting for the other workers.")
+            return interruption.exit_code
+        with team:
+            plan = _make_plan(config, team)
+            step = plan.first_step
+            if step < plan.schedule.last_step:
+                step = _go_on(plan, interruption)
+            logging.info(
+                messages.where_it_stands(
+                    schedule=plan.schedule, step=step, directory=plan.directory
+                )
             )
-        _say_where_it_stands(schedule, step, directory)
         # A signal that came too late to stop anything is no reason to restart.
-        return 0 if step >= schedule.last_step else interruption.exit_code
+        return 0 if step >= plan.schedule.last_step else team.exit_code
 
 
-def _go_on(
-    config: Config,
-    *,
-    strategy: tf.distribute.Strategy,
-    dataset: ArrayDataset,
-    schedule: Schedule,
-    directory: run_directory.RunDirectory,
-    store: LocalStore,
-    found: finder.StoredCheckpoint | None,
-    interruption: Interruption,
-) -> int:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is settled before anything is built or written.
+
+    Attributes:
+      found: the checkpoint to go on from; only the chief looks for it.
+      first_step: the step of that; every worker knows it.
+    """
+
+    config: Config
+    team: Team
+    directory: run_directory.RunDirectory
+    dataset: ArrayDataset
+    data_digest: str
+    schedule: Schedule
+    store: LocalStore
+    found: finder.StoredCheckpoint | None
+    first_step: int
+
+
+def _make_plan(config: Config, team: Team) -> _Plan:
+    """Looks at devices, data and the run directory, and changes nothing."""
+    logging.info("Training on %s.", distribution.describe(team.strategy))
+    distribution.check_all_reduce(team.strategy)
+    directory = run_directory.RunDirectory(Path(str(config.workdir)))
+    if team.is_chief:
+        run_directory.check(config)
+    dataset = data.load(config.dataset, data_dir=config.data_dir)
+    data_digest = dataset.digest()  # Reads all of the data: once is enough.
+    team.check_same_data(data_digest)
+    schedule = assembly.make_schedule(config, team.strategy, dataset)
+    logging.info(
+        messages.batch_arithmetic(
+            dataset=config.dataset,
+            num_examples=len(dataset.labels),
+            global_batch_size=config.global_batch_size,
+            num_replicas=team.strategy.num_replicas_in_sync,
+            schedule=schedule,
+        )
+    )
+    store = LocalStore(directory.checkpoints)
+    found = None
+    if team.is_chief:
+        found = _find_checkpoint(
+            config, directory, store, data_digest, schedule
+        )
+    return _Plan(
+        config=config,
+        team=team,
+        directory=directory,
+        dataset=dataset,
+        data_digest=data_digest,
+        schedule=schedule,
+        store=store,
+        found=found,
+        first_step=team.from_chief(found.step if found else 0),
+    )
+
+
+def _go_on(plan: _Plan, interruption: Interruption) -> int:
     """Trains from the checkpoint that was found, if any; returns the step."""
-    state = assembly.build_state(config, strategy)
+    config, team = plan.config, plan.team
+    state = assembly.build_state(config, team.strategy)
+    with (
+        _keep_files(plan, state) as (outputs, save),
+        Watchdog(stall_timeout_secs=config.stall_timeout_secs) as watchdog,
+    ):
+        team.take_over_from_chief(state.variables)
+        train_step = assembly.build_step(
+            config, team, plan.dataset, state, plan.first_step
+        )
+        outputs.show_real(plan.dataset.samples[: config.num_samples])
+        return _train(
+            train_step,
+            schedule=plan.schedule,
+            first_step=plan.first_step,
+            outputs=outputs,
+            save=save,
+            wants_to_stop=lambda: team.wants_to_stop(interruption.exit_code),
+            watchdog=watchdog,
+        )
+
+
+@contextlib.contextmanager
+def _keep_files(
+    plan: _Plan, state: TrainState
+) -> Iterator[tuple[Outputs | NoOutputs, Callable[[int], None]]]:
+    """Restores the state and opens the run's files, if this is the chief.
+
+    Yields:
+      what takes the metrics and draws the pictures, and what saves the state
+      after a step.
+    """
+    if not plan.team.is_chief:
+        yield NoOutputs(), lambda step: None
+        return
+    config, schedule = plan.config, plan.schedule
     attempt = secrets.token_hex(8)
     checkpointer = checkpoint.Checkpointer(
         objects=state.as_checkpoint(),
-        store=store,
+        store=plan.store,
         keep_checkpoints=config.keep_checkpoints,
         config_digest=config.digest(),
         attempt=attempt,
     )
-    first_step = found.step if found else 0
-    if found:
-        checkpointer.restore(found)
-        logging.info("Going on after step %d: %s.", first_step, found.directory)
-    train_step = assembly.build_step(
-        config, strategy, dataset, state, first_step
-    )
-
-    data_digest = dataset.digest()  # Reads all of the data: once is enough.
+    if plan.found:
+        checkpointer.restore(plan.found)
+        logging.info(
+            "Going on after step %d: %s.", plan.found.step, plan.found.directory
+        )
 
     def save(step: int) -> None:
         # First, so that a checkpoint never knows more than the files.
@@ -101,26 +178,18 @@ def _go_on(
         host_state = {
             "epoch": schedule.epoch(step),
             "images_seen": step * config.global_batch_size,
-            "data_digest": data_digest,
-            "num_replicas": strategy.num_replicas_in_sync,
+            "data_digest": plan.data_digest,
+            "num_replicas": plan.team.strategy.num_replicas_in_sync,
         }
         checkpointer.save(step, host_state)
 
     with (
         run_directory.claim(config, attempt),
         assembly.open_outputs(
-            config, directory, schedule, state, first_step
+            config, plan.directory, schedule, state, plan.first_step
         ) as outputs,
     ):
-        outputs.show_real(dataset.samples[: config.num_samples])
-        return _train(
-            train_step,
-            schedule=schedule,
-            first_step=first_step,
-            outputs=outputs,
-            save=save,
-            interruption=interruption,
-        )
+        yield outputs, save
 
 
 def _train(
@@ -128,13 +197,14 @@ def _train(
     *,
     schedule: Schedule,
     first_step: int,
-    outputs: Outputs,
+    outputs: Outputs | NoOutputs,
     save: Callable[[int], None],
-    interruption: Interruption,
+    wants_to_stop: Callable[[], bool],
+    watchdog: Watchdog,
 ) -> int:
     """Trains until the schedule's last step or a signal; returns the step."""
     step = first_step
-    while step < schedule.last_step and not interruption.requested:
+    while step < schedule.last_step and not wants_to_stop():
         num_steps = schedule.next_stop(step) - step
         start_secs = time.monotonic()
         metrics = train_step.run(num_steps)
@@ -151,6 +221,7 @@ def _train(
         # Last, so that a finished checkpoint stands for a finished run.
         if schedule.checkpoints_at(step):
             save(step)
+        watchdog.beat()
     if step < schedule.last_step:
         save(step)
     return step
@@ -160,7 +231,7 @@ def _find_checkpoint(
     config: Config,
     directory: run_directory.RunDirectory,
     store: LocalStore,
-    dataset: ArrayDataset,
+    data_digest: str,
     schedule: Schedule,
 ) -> finder.StoredCheckpoint | None:
     """Finds the checkpoint to go on from, and refuses what it does not fit."""
@@ -179,10 +250,10 @@ def _find_checkpoint(
             )
         return None
     saved_digest = found.host_state.get("data_digest")
-    if saved_digest != dataset.digest():
+    if saved_digest != data_digest:
         raise errors.DataError(
             f"The data has changed since {found.name}: its digest was "
-            f"{saved_digest} and is {dataset.digest()}. A run goes on with the "
+            f"{saved_digest} and is {data_digest}. A run goes on with the "
             "data that it began with: put that back, or choose another "
             "--workdir."
         )
@@ -214,57 +285,3 @@ def _check_finite(metrics: dict[str, float], step: int) -> None:
                 "Nothing was saved since it was last finite; lower "
                 "--g_learning_rate and --d_learning_rate in another --workdir."
             )
-
-
-def _say_batch_arithmetic(
-    config: Config, schedule: Schedule, dataset: ArrayDataset, num_replicas: int
-) -> None:
-    num_examples = len(dataset.labels)
-    remainder = num_examples % config.global_batch_size
-    logging.info(
-        "%s: %s. Global batch %d = %s x %d. %s an epoch%s. %s = %s.",
-        config.dataset,
-        _count(num_examples, "image"),
-        config.global_batch_size,
-        _count(num_replicas, "replica"),
-        config.global_batch_size // num_replicas,
-        _count(schedule.steps_per_epoch, "step"),
-        f"; {_count(remainder, 'image')}, others each time, left out of it"
-        if remainder
-        else "",
-        _count(schedule.epochs, "epoch"),
-        _count(schedule.final_step, "step"),
-    )
-
-
-def _say_where_it_stands(
-    schedule: Schedule, step: int, directory: run_directory.RunDirectory
-) -> None:
-    epoch = schedule.epoch(step)
-    if step >= schedule.final_step:
-        headline = f"Finished: {_count(epoch, 'epoch')}, {_count(step, 'step')}"
-    elif schedule.max_steps is not None and step >= schedule.max_steps:
-        headline = (
-            f"At step {step}, epoch {epoch}; --max_steps={schedule.max_steps} "
-            "ends it here: raise it or leave it out to go on"
-        )
-    else:
-        headline = (
-            f"Stopped at step {step}, epoch {epoch}; the same command goes on"
-        )
-    logging.info(
-        "%s.\n"
-        "  samples      %s\n"
-        "  metrics      %s\n"
-        "  TensorBoard  tensorboard --logdir %s\n"
-        "  checkpoints  %s",
-        headline,
-        directory.samples,
-        directory.metrics,
-        directory.events,
-        directory.checkpoints,
-    )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -70,6 +70,24 @@ class TrainState:
             self.d_loss_scale = loss_scale.LossScale()
         self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False)
 
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """All variables, in an order that is the same in every process."""
+        networks = (self.generator, self.discriminator)
+        modules = (
+            self.g_optimizer,
+            self.d_optimizer,
+            self.g_loss_scale,
+            self.d_loss_scale,
+        )
+        variables = [
+            *(v.value for network in networks for v in network.variables),
+            *(v for module in modules if module for v in module.variables),
+            self.global_step,
+        ]
+        # An optimizer knows the weights that it updates.
+        return list({id(v): v for v in variables}.values())
+
     def as_checkpoint(self) -> tf.train.Checkpoint:
         """Returns the objects to save and restore, by name."""
         objects = {

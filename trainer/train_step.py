@@ -54,7 +54,8 @@ class TrainStep:
           state: what to train, created under the strategy's scope.
           strategy: the replicas.
           batches: endless, per replica {"sample": [B / replicas, ...] in
-            [-1, 1], ...}, the first being that of the state's global step.
+            [-1, 1], ...}, the first being that of the state's global step, and
+            in the order of `trainer.data.pipeline` if there are several parts.
           loss: one of `trainer.losses`.
           latent_dim: size of the generator's input.
           global_batch_size: B, over all replicas.
@@ -169,6 +170,7 @@ class TrainStep:
     ) -> Contribution:
         """Computes this replica's contribution, part by part."""
         state = self._state
+        num_replicas = self._strategy.num_replicas_in_sync
         part_size = real.shape[0] // self._num_accumulation_steps
         parts: list[Contribution] = []
         for index in range(self._num_accumulation_steps):
@@ -187,7 +189,9 @@ class TrainStep:
                 discriminator.buffers,
                 real=part_real,
                 step=step,
-                first_position=replica_id * real.shape[0] + first,
+                # A part is the same piece of the global batch for any number
+                # of replicas; the data come in that order.
+                first_position=(index * num_replicas + replica_id) * part_size,
                 g_scale=_scale_of(state.g_loss_scale),
                 d_scale=_scale_of(state.d_loss_scale),
             )

@@ -89,21 +89,28 @@ def training_batches(
     num_replicas: int,
     first_step: int,
     seed: int,
+    local_replicas: range | None = None,
+    num_parts: int = 1,
 ) -> tf.data.Dataset:
-    """Returns the endless batches of one replica after the other.
+    """Returns the endless batches of one local replica after the other.
 
-    With b = global_batch_size / num_replicas, element k belongs to step
-    first_step + k // num_replicas and to replica r = k % num_replicas, and
-    holds the rows r * b .. (r + 1) * b - 1 of that step's global batch. This is
-    the order in which `Strategy.distribute_datasets_from_function` deals
-    elements out to the replicas of one process.
+    With L local replicas, element k belongs to step first_step + k // L and to
+    replica r = local_replicas[k % L]. This is the order in which
+    `Strategy.distribute_datasets_from_function` deals elements out to the
+    replicas of a process.
+
+    A step's global batch is cut into num_parts * num_replicas blocks; block
+    p * num_replicas + r is part p of replica r. So a part is, over all
+    replicas, the same piece of the global batch, however many they are.
 
     Args:
       dataset: the examples; they stay in host memory, as uint8.
       global_batch_size: examples a step, over all replicas.
-      num_replicas: replicas that share them.
+      num_replicas: replicas that share them, of all processes.
       first_step: the global step to begin with; beginning late costs nothing.
       seed: the run's seed, in 0..2**32 - 1.
+      local_replicas: those of this process; None: all.
+      num_parts: that each replica goes through its share in.
 
     Returns:
       A dataset of {"sample": float32 [b, H, W, C] in [-1, 1], "label": int32
@@ -113,9 +120,13 @@ def training_batches(
       DataError: not one global batch can be filled.
       ValueError: the global batch cannot be shared out evenly.
     """
-    if global_batch_size % num_replicas:
-        raise ValueError(f"{global_batch_size=} for {num_replicas=}")
+    if global_batch_size % (num_replicas * num_parts):
+        raise ValueError(
+            f"{global_batch_size=} for {num_replicas=} and {num_parts=}"
+        )
     steps_per_epoch(len(dataset.labels), global_batch_size)
+    if local_replicas is None:
+        local_replicas = range(num_replicas)
     # Eager tensors are captured inputs of the map function, not constants of
     # its graph, which may not exceed 2 GB. On a GPU, they would come back for
     # each batch.
@@ -126,12 +137,14 @@ def training_batches(
             labels=tf.constant(dataset.labels),
             global_batch_size=global_batch_size,
             num_replicas=num_replicas,
+            num_parts=num_parts,
             seed=seed,
+            local_replicas=local_replicas,
         )
     # Endless, so that no replica has to check at every step for the end.
-    elements = tf.data.Dataset.counter(first_step * num_replicas)
+    elements = tf.data.Dataset.counter(first_step * len(local_replicas))
     batches = elements.map(make_batch).with_options(_options())
-    return batches.prefetch(_PREFETCHED_STEPS * num_replicas)
+    return batches.prefetch(_PREFETCHED_STEPS * len(local_replicas))
 
 
 def _make_batch(
@@ -141,12 +154,17 @@ def _make_batch(
     labels: tf.Tensor,
     global_batch_size: int,
     num_replicas: int,
+    num_parts: int,
     seed: int,
+    local_replicas: range,
 ) -> dict[str, tf.Tensor]:
-    size = global_batch_size // num_replicas
+    size = global_batch_size // (num_replicas * num_parts)
+    replica = local_replicas.start + element % len(local_replicas)
+    blocks = tf.range(num_parts, dtype=tf.int64) * num_replicas + replica
+    positions = blocks[:, tf.newaxis] * size + tf.range(size, dtype=tf.int64)
     indices = example_indices(
-        element // num_replicas,
-        element % num_replicas * size + tf.range(size, dtype=tf.int64),
+        element // len(local_replicas),
+        tf.reshape(positions, [num_parts * size]),
         num_examples=len(labels),
         global_batch_size=global_batch_size,
         seed=seed,

@@ -1,0 +1,310 @@
+"""All workers meet over plain TCP before TensorFlow starts.
+
+TensorFlow waits for missing workers itself, but without an end, while it holds
+Python's interpreter lock, and deaf to signals.
+"""
+
+import contextlib
+import dataclasses
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from trainer import errors
+from trainer.cluster import Cluster, host_and_port
+
+_MAX_LINE_BYTES = 64 * 1024
+_POLL_SECS = 0.1
+_HELLO_SECS = 10.0
+_CONNECT_SECS = 5.0
+_RETRY_SECS = 1.0
+_CLOSE_SECS = 2.0
+_FIRST_LINE_SECS = 2.0
+_SECS_BETWEEN_LINES = 30.0
+_MAX_SHOWN = 5
+_MAX_SHOWN_CHARS = 100
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+def meet(
+    cluster: Cluster,
+    *,
+    facts: dict[str, str],
+    timeout_secs: float,
+    should_stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> bool:
+    """Waits until all workers are here, started alike; False if stopped.
+
+    Args:
+      cluster: who they are.
+      facts: what must be the same for all, such as flags and versions.
+      timeout_secs: how long to wait.
+      should_stop: asked several times a second.
+      say: told who is missing, every 30 s, if that takes longer than 2 s.
+
+    Raises:
+      UsageError: facts differ, or this is the chief and its port is in use.
+      StalledError: workers are still missing.
+    """
+    if cluster.num_workers == 1:
+        return True
+    facts = {"the number of workers": str(cluster.num_workers), **facts}
+    watch = _Watch(timeout_secs, should_stop, say)
+    try:
+        if cluster.is_chief:
+            _await_workers(cluster, facts, watch)
+        else:
+            _go_to_chief(cluster, facts, watch)
+    except _StoppedError:
+        return False
+    return True
+
+
+class _StoppedError(Exception):
+    """The caller asked to stop."""
+
+
+@dataclasses.dataclass
+class _Watch:
+    """The time that is left, and what a person hears meanwhile."""
+
+    timeout_secs: float
+    should_stop: Callable[[], bool]
+    say: Callable[[str], None]
+    start: float = dataclasses.field(default_factory=time.monotonic)
+    next_line_secs: float = _FIRST_LINE_SECS
+
+    def goes_on(self, missing: str) -> bool:
+        """Returns whether there is time left; ask every `_POLL_SECS`."""
+        if self.should_stop():
+            raise _StoppedError
+        waited_secs = time.monotonic() - self.start
+        if waited_secs >= self.next_line_secs:
+            self.say(f"Waiting for {missing}...")
+            self.next_line_secs = waited_secs + _SECS_BETWEEN_LINES
+        return waited_secs < self.timeout_secs
+
+    def stalled(self, what: str) -> errors.StalledError:
+        return errors.StalledError(
+            f"After {self.timeout_secs:g} s, {what}. See whether all workers"
+            " were started and still run, whether the host names are right and"
+            " known on all machines, and whether a firewall closes the ports."
+        )
+
+
+class _Peer:
+    """A connection from which one line, a JSON object, is awaited."""
+
+    def __init__(self, connection: socket.socket, timeout_secs: float) -> None:
+        self.connection = connection
+        self.message: dict[str, Any] | None = None
+        self._deadline = time.monotonic() + timeout_secs
+        self._received = b""
+        connection.setblocking(False)
+        # Else what the chief has closed keeps its port for a minute.
+        connection.setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
+        )
+
+    def send(self, message: dict[str, Any]) -> None:
+        # The empty buffer takes it at once; if it is broken, `hear` finds out.
+        with contextlib.suppress(OSError):
+            self.connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def hear(self) -> bool:
+        """Takes what has come; returns whether the peer is of use still."""
+        try:
+            # To the end, as who has gone again is not here.
+            while received := self.connection.recv(_MAX_LINE_BYTES):
+                if self.message is not None or not self._take(received):
+                    return False
+        except BlockingIOError:
+            return self.message is not None or time.monotonic() < self._deadline
+        except OSError:
+            pass
+        return False
+
+    def _take(self, received: bytes) -> bool:
+        self._received += received
+        line, newline, _ = self._received.partition(b"\n")
+        if not newline or len(line) > _MAX_LINE_BYTES:
+            return len(line) <= _MAX_LINE_BYTES
+        with contextlib.suppress(ValueError, RecursionError):
+            self.message = json.loads(line)
+        return isinstance(self.message, dict)
+
+
+class _Meeting:
+    """The chief's side: its listener and those who came."""
+
+    def __init__(self, address: str) -> None:
+        self.workers: dict[int, _Peer] = {}
+        self._peers: list[_Peer] = []
+        _, port = host_and_port(address)
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        try:
+            self._listener = socket.create_server(
+                ("", port), family=family, dualstack_ipv6=both
+            )
+        except OSError as error:
+            raise errors.UsageError(
+                f"The chief cannot listen at its address {address}:"
+                f" {error.strerror}. The port must be free: end what uses it,"
+                " or give worker 0 another one in every worker's TF_CONFIG."
+            ) from error
+        self._listener.setblocking(False)
+
+    def attend(self) -> None:
+        """Serves those who have something to say, then waits a little."""
+        with contextlib.suppress(OSError):  # Nobody else is there.
+            while True:
+                connection, _ = self._listener.accept()
+                self._peers.append(_Peer(connection, _HELLO_SECS))
+        heard = [p for p in self._peers if p.hear() and _may_stay(p.message)]
+        # The last of an index counts: its process was started again.
+        self.workers = {p.message["index"]: p for p in heard if p.message}
+        last = set(self.workers.values())
+        self._keep([p for p in heard if not p.message or p in last])
+        time.sleep(_POLL_SECS)
+
+    def conclude(self, verdict: dict[str, Any]) -> None:
+        """Stops listening, tells all workers and lets them leave first."""
+        # They know the verdict only once TensorFlow can have the port.
+        self._listener.close()
+        self._keep(list(self.workers.values()))
+        for peer in self._peers:
+            peer.send(verdict)
+        deadline = time.monotonic() + _CLOSE_SECS
+        while self._peers and time.monotonic() < deadline:
+            self.attend()
+
+    def close(self) -> None:
+        self._listener.close()
+        self._keep([])
+
+    def _keep(self, peers: list[_Peer]) -> None:
+        for peer in set(self._peers) - set(peers):
+            peer.connection.close()
+        self._peers = peers
+
+
+def _may_stay(hello: dict[str, Any] | None) -> bool:
+    if hello is None:  # It may come yet.
+        return True
+    index, facts = hello.get("index"), hello.get("facts")
+    return isinstance(index, int) and index > 0 and isinstance(facts, dict)
+
+
+def _await_workers(
+    cluster: Cluster, facts: dict[str, str], watch: _Watch
+) -> None:
+    others = set(range(1, cluster.num_workers))
+    with contextlib.closing(_Meeting(cluster.address)) as meeting:
+        while missing := sorted(others - meeting.workers.keys()):
+            if not watch.goes_on(_names(cluster, missing)):
+                break
+            meeting.attend()
+        error: errors.TrainerError | None = None
+        # First, as with other numbers of workers the missing may never come.
+        if differences := _differences(cluster, facts, meeting.workers):
+            error = errors.UsageError(differences)
+        elif missing:
+            error = watch.stalled(f"{_names(cluster, missing)} did not come")
+        stalled = isinstance(error, errors.StalledError)
+        meeting.conclude({"error": error and str(error), "stalled": stalled})
+    if error:
+        raise error
+
+
+def _go_to_chief(
+    cluster: Cluster, facts: dict[str, str], watch: _Watch
+) -> None:
+    chief = _names(cluster, [0])
+    others = "the others; the chief names them"
+    problem = f"{chief} did not answer"
+    wait_secs = 0.0
+    while watch.goes_on(chief):
+        connection = _connect(cluster.addresses[0], wait_secs, watch, chief)
+        wait_secs = _RETRY_SECS
+        if not connection:
+            continue
+        problem = f"{chief} answered, but others did not come; it names them"
+        with connection:
+            peer = _Peer(connection, watch.timeout_secs)
+            peer.send({"index": cluster.index, "facts": facts})
+            while peer.hear() and not peer.message and watch.goes_on(others):
+                time.sleep(_POLL_SECS)
+        match peer.message:
+            case {"error": None}:
+                return
+            case {"error": str(text), "stalled": True}:
+                raise errors.StalledError(text)
+            case {"error": str(text)}:
+                raise errors.UsageError(text)
+    raise watch.stalled(problem)
+
+
+def _connect(
+    address: str, wait_secs: float, watch: _Watch, chief: str
+) -> socket.socket | None:
+    connections = []
+
+    def connect() -> None:
+        time.sleep(wait_secs)
+        target = host_and_port(address)
+        with contextlib.suppress(OSError, UnicodeError):
+            connections.append(socket.create_connection(target, _CONNECT_SECS))
+
+    # Looking up a name may take half a minute, and cannot be interrupted.
+    thread = threading.Thread(target=connect, name="rendezvous", daemon=True)
+    thread.start()
+    while thread.is_alive() and watch.goes_on(chief):
+        thread.join(_POLL_SECS)
+    return connections[0] if connections else None
+
+
+def _differences(
+    cluster: Cluster, facts: dict[str, str], workers: dict[int, _Peer]
+) -> str:
+    """Returns an error text, empty if all were started alike."""
+    lines = []
+    for index, worker in sorted(workers.items()):
+        theirs = worker.message["facts"] if worker.message else {}
+        for name in facts | theirs:
+            if theirs.get(name) != facts.get(name):
+                lines.append(
+                    f"{_names(cluster, [index])}: {name[:_MAX_SHOWN_CHARS]} is"
+                    f" {_show(theirs.get(name))}, but {_show(facts.get(name))}"
+                    " at the chief"
+                )
+    if not lines:
+        return ""
+    if len(lines) > _MAX_SHOWN:
+        lines[_MAX_SHOWN:] = [f"and {len(lines) - _MAX_SHOWN} more"]
+    return (
+        "The workers were started in different ways:\n  "
+        + "\n  ".join(lines)
+        + "\nStart all workers with the same command and the same versions."
+    )
+
+
+def _show(value: object) -> str:
+    return "absent" if value is None else repr(value)[:_MAX_SHOWN_CHARS]
+
+
+def _names(cluster: Cluster, indices: Sequence[int]) -> str:
+    # A worker of a larger cluster may have an index beyond this one's.
+    addresses = dict(enumerate(cluster.addresses))
+    names = [
+        f"worker {index} ({addresses.get(index, 'of another cluster')})"
+        for index in indices[:_MAX_SHOWN]
+    ]
+    if len(indices) > _MAX_SHOWN:
+        names.append(f"{len(indices) - _MAX_SHOWN} more")
+    return ", ".join(names)
