@@ -328,20 +328,55 @@ def test_nobody_waits_for_a_slow_reader(start, tmp_path):
     assert err.splitlines() == ["[worker 1] " + "much" * 100] * 5000
 
 
-def test_without_a_reader_lines_are_lost_but_the_code_is_not(start, tmp_path):
-    constants = {"_MAX_WAITING_LINES": 10, "_DRAIN_SECS": 0.2}
-    process = start(_SAY_MUCH, constants=constants)
+def test_lines_that_nobody_reads_do_not_pile_up(start, tmp_path):
+    process = start(_SAY_MUCH, constants={"_MAX_WAITING_LINES": 10})
+    _wait_until((tmp_path / "done").exists)
     (tmp_path / "go").touch()
+    code, _, err = _finish(process)
+    assert code == 0
+    assert 10 <= len(err.splitlines()) < 1000
+
+
+def test_without_a_reader_the_launcher_ends_all_the_same(start, tmp_path):
+    (tmp_path / "go").touch()
+    process = start(_SAY_MUCH, constants={"_DRAIN_SECS": 0.2})
     assert process.wait(timeout=_TIMEOUT_SECS) == 0
-    lines = process.stderr.read().splitlines()
-    assert 10 <= len(lines) < 1000
 
 
-def test_a_reader_that_is_gone_disturbs_nobody(start, tmp_path):
-    process = start("wait_for('go')" + _SAY_MUCH + "    sys.exit(5)")
-    process.stderr.close()
+def test_lines_that_cannot_be_written_do_not_end_the_others(start, tmp_path):
+    # A terminal that another program has left in this state is like that.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    start(
+        _SAY_MUCH
+        + """
+    for _ in range(500):
+        say("more")
+        if Path("stop").exists():
+            break
+        time.sleep(0.02)
+""",
+        stderr=writer,
+    )
+    os.close(writer)
+    _wait_until((tmp_path / "done").exists)
     (tmp_path / "go").touch()
-    assert process.wait(timeout=_TIMEOUT_SECS) == 5
+    with open(reader) as stderr:
+        assert any(line.endswith("[worker 1] more\n") for line in stderr)
+    (tmp_path / "stop").touch()
+
+
+def test_the_last_lines_are_waited_for(start):
+    process = start(
+        """
+        # What a worker has started may speak after it.
+        if index == 1 and os.fork() == 0:
+            time.sleep(0.5)
+            say("late")
+        """,
+        constants={"_DRAIN_SECS": _TIMEOUT_SECS},
+    )
+    assert _finish(process) == (0, "", "[worker 1] late\n")
 
 
 def test_worker_0_has_the_screen_and_lines_replace_its_bar(start):

@@ -1,7 +1,6 @@
 """Loss scaling: the scale itself, and what an overflow may not touch."""
 
 import collections
-from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -10,10 +9,9 @@ import tensorflow as tf
 
 from tests import tiny
 from trainer import distribution, losses, train_step
-from trainer.data import pipeline
-from trainer.data.array_dataset import ArrayDataset
 from trainer.loss_scale import INITIAL_SCALE, MAX_SCALE, MIN_SCALE, LossScale
 from trainer.models import layers
+from trainer.team import Team
 from trainer.train_state import TrainState
 from trainer.train_step import TrainStep
 
@@ -112,14 +110,6 @@ def test_the_scale_does_not_grow_beyond_2_to_24() -> None:
     assert MAX_SCALE == 2.0**24
 
 
-def _dataset() -> ArrayDataset:
-    generator = np.random.default_rng(5)
-    return ArrayDataset(
-        samples=generator.integers(0, 256, [64, 28, 28, 1], dtype=np.uint8),
-        labels=generator.integers(0, 10, [64]).astype(np.int32),
-    )
-
-
 def _normalized_discriminator() -> keras.Model:
     """With moving statistics, which the tutorial's has not."""
     return keras.Sequential(
@@ -136,17 +126,12 @@ def _normalized_discriminator() -> keras.Model:
 
 
 def _make_state(strategy: tf.distribute.Strategy) -> TrainState:
-    with strategy.scope():
-        return TrainState(
-            build_generator=lambda: tiny.build_generator(
-                latent_dim=_LATENT_DIM
-            ),
-            build_discriminator=_normalized_discriminator,
-            g_learning_rate=1e-3,
-            d_learning_rate=1e-3,
-            seed=0,
-            precision="mixed_float16",
-        )
+    return tiny.build_state(
+        strategy,
+        discriminator=_normalized_discriminator,
+        learning_rate=1e-3,
+        precision="mixed_float16",
+    )
 
 
 def _mirrored(num_replicas: int) -> tf.distribute.Strategy:
@@ -154,31 +139,9 @@ def _mirrored(num_replicas: int) -> tf.distribute.Strategy:
 
 
 def _make_step(
-    state: TrainState,
-    strategy: tf.distribute.Strategy,
-    *,
-    loss: Callable[..., tuple[tf.Tensor, tf.Tensor]] = losses.non_saturating,
-    num_accumulation_steps: int = 1,
+    state: TrainState, strategy: tf.distribute.Strategy, **kwargs
 ) -> TrainStep:
-    return TrainStep(
-        state,
-        strategy=strategy,
-        batches=strategy.distribute_datasets_from_function(
-            lambda _: pipeline.training_batches(
-                _dataset(),
-                global_batch_size=_GLOBAL_BATCH_SIZE,
-                num_replicas=strategy.num_replicas_in_sync,
-                num_parts=num_accumulation_steps,
-                first_step=int(state.global_step.numpy()),
-                seed=0,
-            )
-        ),
-        latent_dim=_LATENT_DIM,
-        global_batch_size=_GLOBAL_BATCH_SIZE,
-        loss=loss,
-        seed=0,
-        num_accumulation_steps=num_accumulation_steps,
-    )
+    return tiny.build_step(state, Team(strategy), **kwargs)
 
 
 _NETWORKS = ("g", "d")

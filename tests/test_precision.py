@@ -1,7 +1,5 @@
 """Precision, gradient accumulation and XLA: what they may not change."""
 
-from collections.abc import Callable
-
 import keras
 import numpy as np
 import pytest
@@ -16,27 +14,18 @@ from trainer import (
     randomness,
     train_step,
 )
-from trainer.data import pipeline
-from trainer.data.array_dataset import ArrayDataset
 from trainer.models import layers
+from trainer.team import Team
 from trainer.train_state import TrainState
 from trainer.train_step import TrainStep
 
-_GLOBAL_BATCH_SIZE = 16
-_LATENT_DIM = 6
+_GLOBAL_BATCH_SIZE = tiny.GLOBAL_BATCH_SIZE
+_LATENT_DIM = tiny.LATENT_DIM
 _PRECISIONS = {
     "float32": "float32",
     "mixed_bfloat16": "bfloat16",
     "mixed_float16": "float16",
 }
-
-
-def _noise() -> ArrayDataset:
-    generator = np.random.default_rng(5)
-    return ArrayDataset(
-        samples=generator.integers(0, 256, [64, 28, 28, 1], dtype=np.uint8),
-        labels=generator.integers(0, 10, [64]).astype(np.int32),
-    )
 
 
 def _plain_generator() -> keras.Model:
@@ -62,71 +51,23 @@ def _make(
     sync_batch_norm: bool = False,
     precision: str = "float32",
     learning_rate: float = 1e-4,
-    dataset: ArrayDataset | None = None,
-    global_batch_size: int = _GLOBAL_BATCH_SIZE,
-    num_accumulation_steps: int = 1,
-    jit_compile: bool = False,
-    loss: Callable[..., tuple[tf.Tensor, tf.Tensor]] = losses.non_saturating,
+    **kwargs,
 ) -> tuple[TrainState, TrainStep]:
     strategy = distribution.make_strategy(
         "mirrored", num_logical_cpus=num_replicas
     )
-
-    def build_generator() -> keras.Model:
-        if not batch_norm:
-            return _plain_generator()
-        return tiny.build_generator(
-            latent_dim=_LATENT_DIM, sync_batch_norm=sync_batch_norm
-        )
-
-    with strategy.scope():
-        state = TrainState(
-            build_generator=build_generator,
-            build_discriminator=tiny.build_discriminator,
-            g_learning_rate=learning_rate,
-            d_learning_rate=learning_rate,
-            seed=0,
-            precision=precision,
-        )
-    batches = strategy.distribute_datasets_from_function(
-        lambda _: pipeline.training_batches(
-            dataset or _noise(),
-            global_batch_size=global_batch_size,
-            num_replicas=num_replicas,
-            num_parts=num_accumulation_steps,
-            first_step=0,
-            seed=0,
-        )
+    state = tiny.build_state(
+        strategy,
+        generator=None if batch_norm else _plain_generator,
+        sync_batch_norm=sync_batch_norm,
+        precision=precision,
+        learning_rate=learning_rate,
     )
-    step = TrainStep(
-        state,
-        strategy=strategy,
-        batches=batches,
-        loss=loss,
-        latent_dim=_LATENT_DIM,
-        global_batch_size=global_batch_size,
-        seed=0,
-        num_accumulation_steps=num_accumulation_steps,
-        jit_compile=jit_compile,
-    )
-    return state, step
-
-
-def _variables(state: TrainState) -> list[tf.Variable]:
-    networks = [state.generator, state.discriminator]
-    return [
-        *[v.value for network in networks for v in network.variables],
-        *state.g_optimizer.variables,
-        *state.d_optimizer.variables,
-    ]
-
-
-def _values(state: TrainState) -> list[np.ndarray]:
-    return [v.numpy() for v in _variables(state)]
+    return state, tiny.build_step(state, Team(strategy), **kwargs)
 
 
 def _assert_equal_on_all_replicas(state: TrainState) -> None:
-    for variable in _variables(state):
+    for variable in state.variables:
         first, *others = [copy.numpy() for copy in variable.values]
         assert np.isfinite(first).all()
         for other in others:
@@ -184,7 +125,7 @@ def test_parts_together_do_what_the_whole_batch_does(
     # With dropout: masks belong to positions in the global batch.
     whole_state, whole_step = _make(num_replicas, batch_norm=False)
     whole_metrics = whole_step.run(1)
-    whole_values = _values(whole_state)
+    whole_values = tiny.values(whole_state)
     for num_parts in (2, 4):
         state, step = _make(
             num_replicas, batch_norm=False, num_accumulation_steps=num_parts
@@ -199,7 +140,7 @@ def test_parts_together_do_what_the_whole_batch_does(
                 rtol=0,
                 atol=1e-6,
             )
-        for value, whole in zip(_values(state), whole_values, strict=True):
+        for value, whole in zip(tiny.values(state), whole_values, strict=True):
             np.testing.assert_allclose(value, whole, rtol=0, atol=1e-6)
 
 
@@ -208,7 +149,7 @@ def test_parts_stay_together_over_several_steps() -> None:
     state, step = _make(batch_norm=False, num_accumulation_steps=4)
     whole_step.run(4)
     step.run(4)
-    for a, b in zip(_values(state), _values(whole_state), strict=True):
+    for a, b in zip(tiny.values(state), tiny.values(whole_state), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
@@ -268,7 +209,9 @@ def test_replicas_do_in_parts_what_one_does_in_parts(
         metrics_1, metrics_n = step_1.run(1), step_n.run(1)
         for name in train_step.METRIC_NAMES:
             assert metrics_n[name] == pytest.approx(metrics_1[name], abs=1e-5)
-    for one, many in zip(_values(state_1), _values(state_n), strict=True):
+    for one, many in zip(
+        tiny.values(state_1), tiny.values(state_n), strict=True
+    ):
         np.testing.assert_allclose(many, one, rtol=0, atol=1e-5)
 
 
@@ -307,7 +250,7 @@ def test_xla_changes_nothing(num_replicas: int) -> None:
             assert jit_metrics[name] == pytest.approx(metrics[name], abs=1e-4)
     assert jit_step.num_traces == 1
     _assert_equal_on_all_replicas(jit_state)
-    for a, b in zip(_values(jit_state), _values(state), strict=True):
+    for a, b in zip(tiny.values(jit_state), tiny.values(state), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
 
 

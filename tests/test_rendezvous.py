@@ -172,18 +172,22 @@ def test_many_and_long_differences_are_cut_short(addresses, start):
         assert len(message) < 2000
 
 
-def test_clusters_of_different_sizes_are_a_difference(addresses, start):
-    # The chief would wait for its third worker for ever.
+def test_clusters_of_different_sizes_are_a_difference(
+    addresses, start, connect
+):
+    # The chief waits for a third worker that the others know nothing of.
     chief = start(addresses[:3], 0, timeout_secs=1)
+    connect()
     worker = start(addresses[:2], 1)
     for future in (chief, worker):
         assert isinstance(_error(future), errors.UsageError)
         assert "the number of workers is '2', but '3'" in str(_error(future))
 
 
-def test_a_missing_worker_stalls_those_who_are_there(addresses, start):
+def test_a_missing_worker_stalls_those_who_are_there(addresses, start, connect):
     began = time.monotonic()
     chief = start(addresses[:4], 0, timeout_secs=1)
+    connect()
     worker = start(addresses[:4], 2)
     for future in (chief, worker):
         error = _error(future)
@@ -261,6 +265,9 @@ def test_a_slow_name_server_does_not_delay_a_stop(
         answered.set()
 
 
+@pytest.mark.filterwarnings(
+    "error::pytest.PytestUnhandledThreadExceptionWarning"
+)
 @pytest.mark.parametrize(
     "error", [socket.gaierror("unknown"), UnicodeError("label too long")]
 )

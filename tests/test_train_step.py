@@ -12,19 +12,12 @@ import tensorflow as tf
 from tests import tiny
 from trainer import distribution, losses, randomness, train_step
 from trainer.data import pipeline
-from trainer.data.array_dataset import ArrayDataset
+from trainer.team import Team
 from trainer.train_state import TrainState
 from trainer.train_step import TrainStep
 
-_GLOBAL_BATCH_SIZE = 16
-_LATENT_DIM = 10
-
-
-def _dataset() -> ArrayDataset:
-    generator = np.random.default_rng(5)
-    samples = generator.integers(0, 256, [100, 28, 28, 1], dtype=np.uint8)
-    labels = generator.integers(0, 10, [100]).astype(np.int32)
-    return ArrayDataset(samples=samples, labels=labels)
+_GLOBAL_BATCH_SIZE = tiny.GLOBAL_BATCH_SIZE
+_LATENT_DIM = tiny.LATENT_DIM
 
 
 def _make(
@@ -40,49 +33,15 @@ def _make(
     strategy = distribution.make_strategy(
         "mirrored", num_logical_cpus=num_replicas
     )
-    with strategy.scope():
-        state = TrainState(
-            build_generator=lambda: tiny.build_generator(
-                latent_dim=_LATENT_DIM, sync_batch_norm=sync_batch_norm
-            ),
-            build_discriminator=build_discriminator
-            or (lambda: tiny.build_discriminator(dropout_rate=dropout_rate)),
-            g_learning_rate=learning_rate,
-            d_learning_rate=learning_rate,
-            seed=seed,
-        )
-    batches = strategy.distribute_datasets_from_function(
-        lambda _: pipeline.training_batches(
-            _dataset(),
-            global_batch_size=_GLOBAL_BATCH_SIZE,
-            num_replicas=num_replicas,
-            first_step=0,
-            seed=seed,
-        )
-    )
-    step = TrainStep(
-        state,
-        strategy=strategy,
-        batches=batches,
-        loss=loss,
-        latent_dim=_LATENT_DIM,
-        global_batch_size=_GLOBAL_BATCH_SIZE,
+    state = tiny.build_state(
+        strategy,
+        discriminator=build_discriminator
+        or (lambda: tiny.build_discriminator(dropout_rate=dropout_rate)),
+        sync_batch_norm=sync_batch_norm,
+        learning_rate=learning_rate,
         seed=seed,
     )
-    return state, step
-
-
-def _variables(state: TrainState) -> list[tf.Variable]:
-    networks = [state.generator, state.discriminator]
-    return [
-        *[v.value for network in networks for v in network.variables],
-        *state.g_optimizer.variables,
-        *state.d_optimizer.variables,
-    ]
-
-
-def _values(state: TrainState) -> list[np.ndarray]:
-    return [v.numpy() for v in _variables(state)]
+    return state, tiny.build_step(state, Team(strategy), seed=seed, loss=loss)
 
 
 def _copies(variable: tf.Variable) -> list[np.ndarray]:
@@ -104,7 +63,9 @@ def test_replicas_together_do_what_one_does_alone(num_replicas: int) -> None:
         metrics_1, metrics_n = step_1.run(1), step_n.run(1)
         for name in train_step.METRIC_NAMES:
             assert metrics_n[name] == pytest.approx(metrics_1[name], abs=1e-5)
-    for one, many in zip(_values(state_1), _values(state_n), strict=True):
+    for one, many in zip(
+        tiny.values(state_1), tiny.values(state_n), strict=True
+    ):
         np.testing.assert_allclose(many, one, rtol=0, atol=1e-5)
 
 
@@ -115,7 +76,9 @@ def test_dropout_does_not_change_that() -> None:
     state_2, step_2 = _make(2, **settings)
     step_1.run(3)
     step_2.run(3)
-    for one, two in zip(_values(state_1), _values(state_2), strict=True):
+    for one, two in zip(
+        tiny.values(state_1), tiny.values(state_2), strict=True
+    ):
         np.testing.assert_allclose(two, one, rtol=0, atol=1e-5)
 
 
@@ -124,7 +87,7 @@ def test_every_variable_is_equal_on_all_replicas() -> None:
     # ones would drift apart if they were not averaged.
     state, step = _make(2)
     step.run(5)
-    for variable in _variables(state):
+    for variable in state.variables:
         first, second = _copies(variable)
         np.testing.assert_array_equal(first, second)
 
@@ -251,7 +214,7 @@ def test_steps_per_call_do_not_change_a_bit(num_replicas: int) -> None:
             metrics = step.run(num_steps)
             done += num_steps
         del metrics["data_wait_secs"]
-        results.append((metrics, _values(state)))
+        results.append((metrics, tiny.values(state)))
     for metrics, values in results[1:]:
         assert metrics == results[0][0]
         for value, first in zip(values, results[0][1], strict=True):
@@ -321,7 +284,7 @@ def test_the_first_update_is_that_of_the_article() -> None:
     discriminator.set_weights(state.discriminator.get_weights())
     batches = iter(
         pipeline.training_batches(
-            _dataset(),
+            tiny.noise(),
             global_batch_size=_GLOBAL_BATCH_SIZE,
             num_replicas=1,
             first_step=0,
@@ -375,7 +338,7 @@ def test_seeds_decide_the_weights() -> None:
     def weights_after(seed: int) -> list[np.ndarray]:
         state, step = _make(2, seed=seed)
         step.run(2)
-        return _values(state)
+        return tiny.values(state)
 
     first, again, other = (weights_after(seed) for seed in (3, 3, 4))
     for a, b in zip(first, again, strict=True):

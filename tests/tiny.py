@@ -1,8 +1,21 @@
 """Networks with every kind of layer that training must handle, but small."""
 
-import keras
+from collections.abc import Callable
 
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer import losses
+from trainer.data import pipeline
+from trainer.data.array_dataset import ArrayDataset
 from trainer.models import layers
+from trainer.team import Team
+from trainer.train_state import TrainState
+from trainer.train_step import TrainStep
+
+LATENT_DIM = 10
+GLOBAL_BATCH_SIZE = 16
 
 
 def build_generator(
@@ -44,3 +57,81 @@ def build_discriminator(*, dropout_rate: float = 0.3) -> keras.Model:
         ],
         name="discriminator",
     )
+
+
+def noise() -> ArrayDataset:
+    """Makes 100 random images."""
+    generator = np.random.default_rng(5)
+    return ArrayDataset(
+        samples=generator.integers(0, 256, [100, 28, 28, 1], dtype=np.uint8),
+        labels=generator.integers(0, 10, [100]).astype(np.int32),
+    )
+
+
+def build_state(
+    strategy: tf.distribute.Strategy,
+    *,
+    generator: Callable[[], keras.Model] | None = None,
+    discriminator: Callable[[], keras.Model] = build_discriminator,
+    sync_batch_norm: bool = False,
+    learning_rate: float = 1e-4,
+    seed: int = 0,
+    precision: str = "float32",
+) -> TrainState:
+    """Builds the networks, or others, on the replicas."""
+
+    def build() -> keras.Model:
+        return build_generator(
+            latent_dim=LATENT_DIM, sync_batch_norm=sync_batch_norm
+        )
+
+    with strategy.scope():
+        return TrainState(
+            build_generator=generator or build,
+            build_discriminator=discriminator,
+            g_learning_rate=learning_rate,
+            d_learning_rate=learning_rate,
+            seed=seed,
+            precision=precision,
+        )
+
+
+def build_step(
+    state: TrainState,
+    team: Team,
+    *,
+    dataset: ArrayDataset | None = None,
+    global_batch_size: int = GLOBAL_BATCH_SIZE,
+    num_accumulation_steps: int = 1,
+    seed: int = 0,
+    jit_compile: bool = False,
+    loss: Callable[..., tuple[tf.Tensor, tf.Tensor]] = losses.non_saturating,
+) -> TrainStep:
+    """Connects a state with data, from its global step on."""
+    batches = team.strategy.distribute_datasets_from_function(
+        lambda _: pipeline.training_batches(
+            dataset or noise(),
+            global_batch_size=global_batch_size,
+            num_replicas=team.strategy.num_replicas_in_sync,
+            num_parts=num_accumulation_steps,
+            local_replicas=team.local_replicas,
+            first_step=int(state.global_step.numpy()),
+            seed=seed,
+        )
+    )
+    return TrainStep(
+        state,
+        strategy=team.strategy,
+        batches=batches,
+        loss=loss,
+        latent_dim=LATENT_DIM,
+        global_batch_size=global_batch_size,
+        num_accumulation_steps=num_accumulation_steps,
+        seed=seed,
+        jit_compile=jit_compile,
+    )
+
+
+def values(state: TrainState) -> list[np.ndarray]:
+    """Returns all variables' values, optimizers' slots among them."""
+    return [variable.numpy() for variable in state.variables]

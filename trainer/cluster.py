@@ -133,8 +133,7 @@ def _member(value: Any, key: str, *types: type) -> Any:
     """Returns `value[key]`, which is of one of the types."""
     if not isinstance(value, dict) or key not in value:
         raise ValueError(f'{_cut(value)} is not an object with "{key}"')
-    # True is an int, too.
-    if type(value[key]) not in types:
+    if not isinstance(value[key], types):
         kinds = {dict: "object", int: "number", list: "list", str: "string"}
         allowed = " or ".join(kinds[t] for t in types)
         raise ValueError(

@@ -95,7 +95,13 @@ class Team:
         Args:
           exit_code: this worker's: 0, or 130 or 143 if one has reached it.
         """
-        self.exit_code = max(self.share(exit_code))
+        exit_codes = self.share(exit_code)
+        self.exit_code = max(exit_codes)
+        if self.exit_code and not exit_code:
+            logging.info(
+                "Worker %d was told to stop, and all stop with it.",
+                exit_codes.index(self.exit_code),
+            )
         return bool(self.exit_code)
 
     def check_same_data(self, digest: str) -> None:
@@ -226,5 +232,7 @@ def _number(text: str) -> int:
 
 
 def _brief(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:4])[:400]
+    """Returns the line that says what happened, without the graph's stack."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    causes = [line for line in lines if "aborted" in line]
+    return (causes or lines or [type(error).__name__])[0][:300]
