@@ -32,7 +32,9 @@ setuptools.setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=setuptools.find_packages(include=["trainer", "trainer.*"]),
+    packages=setuptools.find_packages(
+        include=["launch", "trainer", "trainer.*"]
+    ),
     package_data={"trainer": ["recipes/*.flags"]},
     install_requires=_INSTALL_REQUIRES,
     extras_require={

@@ -11,9 +11,8 @@ import time
 import pytest
 
 from tests import runs
+from tests.processes import ROOT, TIMEOUT_SECS, Command
 
-_ROOT = pathlib.Path(__file__).parent.parent
-_TIMEOUT_SECS = 120
 # The real networks on two replicas: 14 steps an epoch, a checkpoint each.
 _TRAIN = (
     "--strategy=mirrored",
@@ -26,53 +25,10 @@ _TRAIN = (
 )
 
 
-class _Command:
-    """A running trainer; what it says goes to a file that can be watched."""
-
-    def __init__(self, workdir: pathlib.Path, *flags: str) -> None:
-        self.workdir = workdir
-        self._stderr_path = workdir.with_name(f"{workdir.name}.stderr")
-        with open(self._stderr_path, "w") as stderr:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "trainer.main", *flags),
-                    f"--workdir={workdir}",
-                ],
-                cwd=_ROOT,
-                stdin=subprocess.DEVNULL,
-                stderr=stderr,
-            )
-
-    @property
-    def stderr(self) -> str:
-        return self._stderr_path.read_text()
-
-    def wait_until(self, condition) -> None:
-        deadline = time.monotonic() + _TIMEOUT_SECS
-        while not condition():
-            assert self._process.poll() is None, self.stderr
-            assert time.monotonic() < deadline, self.stderr
-            time.sleep(0.02)
-
-    def wait_for_records(self, count: int) -> None:
-        metrics = self.workdir / "metrics.jsonl"
-        self.wait_until(
-            lambda: (
-                metrics.exists() and metrics.read_text().count("\n") >= count
-            )
-        )
-
-    def send(self, number: int) -> None:
-        self._process.send_signal(number)
-
-    def finish(self) -> int:
-        return self._process.wait(timeout=_TIMEOUT_SECS)
-
-
 @pytest.fixture(name="undisturbed", scope="module")
 def _undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("command") / "undisturbed"
-    command = _Command(workdir, *_TRAIN)
+    command = Command(workdir, *_TRAIN)
     assert command.finish() == 0, command.stderr
     return workdir
 
@@ -92,7 +48,7 @@ def test_ctrl_c_saves_and_the_same_command_ends_in_the_same_weights(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     workdir = tmp_path / "run"
-    command = _Command(workdir, *_TRAIN)
+    command = Command(workdir, *_TRAIN)
     command.wait_for_records(3)
     command.send(signal.SIGINT)
     assert command.finish() == 130, command.stderr
@@ -101,7 +57,7 @@ def test_ctrl_c_saves_and_the_same_command_ends_in_the_same_weights(
     assert "Traceback" not in command.stderr
     step = runs.newest_step(workdir)
 
-    command = _Command(workdir, *_TRAIN)
+    command = Command(workdir, *_TRAIN)
     assert command.finish() == 0, command.stderr
     assert f"Going on after step {step}" in command.stderr
     runs.assert_same(workdir, undisturbed)
@@ -112,13 +68,13 @@ def test_a_killed_run_ends_in_the_same_weights(
 ) -> None:
     # In the second epoch: what was logged after the checkpoint is replayed.
     workdir = tmp_path / "run"
-    command = _Command(workdir, *_TRAIN)
+    command = Command(workdir, *_TRAIN)
     command.wait_for_records(18)
     command.send(signal.SIGKILL)
     assert command.finish() == -signal.SIGKILL
     assert runs.newest_step(workdir) == 14
 
-    command = _Command(workdir, *_TRAIN)
+    command = Command(workdir, *_TRAIN)
     assert command.finish() == 0, command.stderr
     assert "Going on after step 14" in command.stderr
     runs.assert_same(workdir, undisturbed)
@@ -127,7 +83,7 @@ def test_a_killed_run_ends_in_the_same_weights(
 def test_ctrl_c_twice_stops_at_once(tmp_path: pathlib.Path) -> None:
     # One call into TensorFlow lasts for an epoch of about 900 steps here.
     workdir = tmp_path / "run"
-    command = _Command(
+    command = Command(
         workdir,
         "--strategy=mirrored",
         "--batch_size=2",
@@ -137,7 +93,7 @@ def test_ctrl_c_twice_stops_at_once(tmp_path: pathlib.Path) -> None:
     command.wait_until((workdir / "samples" / "real.png").exists)
     time.sleep(2)  # For the loop to be traced; what follows works in any case.
     command.send(signal.SIGINT)
-    command.wait_until(lambda: "finishing the running steps" in command.stderr)
+    command.wait_for_text("finishing the running steps")
     start_secs = time.monotonic()
     command.send(signal.SIGINT)
     assert command.finish() == 130, command.stderr
@@ -149,7 +105,7 @@ def test_ctrl_c_twice_stops_at_once(tmp_path: pathlib.Path) -> None:
 
 def test_sigterm_saves_and_exits_143(tmp_path: pathlib.Path) -> None:
     workdir = tmp_path / "run"
-    command = _Command(workdir, *_TRAIN)
+    command = Command(workdir, *_TRAIN)
     command.wait_for_records(1)
     command.send(signal.SIGTERM)
     assert command.finish() == 143, command.stderr
@@ -165,7 +121,7 @@ def test_missing_data_is_one_clear_error(
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setitem(os.environ, name, "http://127.0.0.1:9")
     workdir = tmp_path / "run"
-    command = _Command(workdir, "--dataset=mnist", f"--data_dir={empty}")
+    command = Command(workdir, "--dataset=mnist", f"--data_dir={empty}")
     assert command.finish() == 3, command.stderr
     assert len(re.findall("^error: ", command.stderr, re.MULTILINE)) == 1
     assert "warning:" not in command.stderr
@@ -182,10 +138,10 @@ def test_an_unwritable_workdir_is_one_clear_error(
     workdir = tmp_path / "file" / "run"
     result = subprocess.run(
         [sys.executable, "-m", "trainer.main", f"--workdir={workdir}"],
-        cwd=_ROOT,
+        cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=_TIMEOUT_SECS,
+        timeout=TIMEOUT_SECS,
     )
     assert result.returncode == 6, result.stderr
     assert str(workdir) in result.stderr

@@ -231,6 +231,7 @@ for name in sys.argv[1:]:
     names = [
         f"trainer.{name}".rstrip(".") for name in sorted(_WITHOUT_TENSORFLOW)
     ]
+    names.append("launch.local_workers")
     result = subprocess.run(
         [sys.executable, "-c", code, *names],
         cwd=_PACKAGE.parent,

@@ -15,9 +15,6 @@ from trainer.team import Team
 from trainer.train_state import TrainState
 from trainer.train_step import TrainStep
 
-_GLOBAL_BATCH_SIZE = 8
-_LATENT_DIM = 6
-
 
 class _Scale:
     """A `LossScale` on some replicas, told what to make of each step."""

@@ -1,0 +1,1 @@
+"""Starts the trainer: as several processes that train together."""

@@ -1,0 +1,122 @@
+"""One of several workers, as `test_team` starts them; not a test itself.
+
+usage: python -m tests.team_worker <scenario> <index> <directory> <address> ...
+
+Writes what it learned to <directory>/worker<index>.json and .npz, and exits
+with the code of the error that ended it, if one did.
+"""
+
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tests import tiny
+from trainer import distribution, errors, train_step
+from trainer.team import Team
+
+NUM_STEPS = 4
+
+
+def _exchange(team: Team, index: int) -> dict[str, Any]:
+    """Shares values and the chief's state."""
+    distribution.check_all_reduce(team.strategy)
+    state = tiny.build_state(
+        team.strategy, seed=index, precision="mixed_float16"
+    )
+    if team.is_chief:
+        for variable in state.variables:
+            if variable.dtype.is_floating:
+                # The one number that a sum with 0 would change.
+                variable.assign(-tf.zeros_like(variable))
+            else:
+                variable.assign(tf.fill(variable.shape, tf.int64.max))
+    team.take_over_from_chief(state.variables)
+    values = tiny.values(state)
+    return {
+        "shared": team.share(2**62 - index),
+        "from_chief": team.from_chief(7 + index),
+        "local_replicas": list(team.local_replicas),
+        "nobody_stops": [team.wants_to_stop(0), team.exit_code],
+        "somebody_stops": [
+            team.wants_to_stop(143 if index == 1 else 0),
+            team.exit_code,
+        ],
+        "num_taken_over": sum(
+            bool(np.all((v == 0) & np.signbit(v)))
+            if v.dtype.kind == "f"
+            else bool(np.all(v == tf.int64.max))
+            for v in values
+        ),
+        "num_variables": len(values),
+    }
+
+
+def _train(team: Team, directory: pathlib.Path, index: int) -> dict[str, Any]:
+    """Trains some steps, with a batch in one part and in two."""
+    metrics, arrays = {}, {}
+    for num_parts in (1, 2):
+        state = tiny.build_state(team.strategy, sync_batch_norm=True)
+        step = tiny.build_step(state, team, num_accumulation_steps=num_parts)
+        step.run(NUM_STEPS - 1)
+        metrics[num_parts] = step.run(1)
+        for number, value in enumerate(tiny.values(state)):
+            arrays[f"{num_parts} {number}"] = value
+    np.savez(directory / f"worker{index}.npz", **arrays)
+    return {
+        str(num_parts): {name: m[name] for name in train_step.METRIC_NAMES}
+        for num_parts, m in metrics.items()
+    }
+
+
+def _fail(team: Team, index: int) -> None:
+    """The last worker fails while the others go on."""
+    if index == 1:
+        raise errors.StorageError("The disk is full.")
+    team.share(0)
+    raise AssertionError("The others go on.")
+
+
+def _differ(team: Team, index: int) -> None:
+    team.check_same_data("the same")
+    team.check_same_data(f"data of {min(index, 1)}")
+
+
+def _leave_late(team: Team, index: int) -> dict[str, Any]:
+    """The chief still saves when the other is done."""
+    if team.is_chief:
+        time.sleep(3)
+    return {"left": time.time()}
+
+
+def main(scenario: str, index: int, directory: str, *addresses: str) -> int:
+    """Runs a scenario; returns the exit code."""
+    distribution.prepare_devices(num_logical_cpus=0, deterministic="auto")
+    strategy = distribution.join_cluster(addresses, index)
+    path = pathlib.Path(directory)
+    result: Any = None
+    code = 0
+    try:
+        with Team(strategy, index=index, num_workers=len(addresses)) as team:
+            if scenario == "train":
+                result = _train(team, path, index)
+            elif scenario == "exchange":
+                result = _exchange(team, index)
+            elif scenario == "leave_late":
+                result = _leave_late(team, index)
+            else:
+                {"fail": _fail, "differ": _differ}[scenario](team, index)
+        if scenario == "leave_late":
+            result["after"] = time.time()
+    except errors.TrainerError as error:
+        result, code = str(error), error.exit_code
+    (path / f"worker{index}.json").write_text(json.dumps(result))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:]))
