@@ -31,7 +31,8 @@ _ALLOWED = {
     "messages": {"run_directory", "schedule"},
     # Several workers.
     "cluster": {"errors"},
-    "rendezvous": {"cluster", "errors"},
+    "meeting": {"cluster", "errors"},
+    "rendezvous": {"cluster", "errors", "meeting"},
     "team": {"errors"},
     # Training.
     "train_state": {"loss_scale", "optimizers"},
@@ -119,6 +120,7 @@ _WITHOUT_TENSORFLOW = {
     "options",
     "interruption",
     "main",
+    "meeting",
     "messages",
     "progress",
     "rendezvous",

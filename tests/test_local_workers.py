@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import local_workers
+from launch import local_workers, processes
 from trainer import errors
 
 _ROOT = Path(local_workers.__file__).parent.parent
@@ -39,13 +39,13 @@ def say(text):
 """
 _LAUNCHER = """
 import os, sys
-from launch import local_workers
+from launch import local_workers, processes
 
 for name, value in {constants!r}.items():
-    setattr(local_workers, name, value)
+    setattr(processes, name, value)
 environments = [{{**os.environ, "INDEX": str(i)}} for i in range({workers})]
 command = [sys.executable, "-I", "-S", "-c", {code!r}]
-sys.exit(local_workers.run_workers(command, environments, {grace_secs}))
+sys.exit(processes.run_workers(command, environments, {grace_secs}))
 """
 
 
@@ -468,7 +468,7 @@ def test_workers_run_the_trainer_with_the_flags_after_the_dashes(
         calls.append((command, len(environments), grace_secs))
         return 7
 
-    monkeypatch.setattr(local_workers, "run_workers", run_workers)
+    monkeypatch.setattr(processes, "run_workers", run_workers)
     own = ["--num_workers=3", "--grace_secs", "9"]
     assert local_workers.main(["local_workers", *own, "--", *trainers]) == 7
     command = [sys.executable, "-m", "trainer.main"]

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from trainer import errors, rendezvous
+from trainer import errors, meeting, rendezvous
 from trainer.cluster import Cluster
 
 # Long enough for any machine; only what fails takes so long.
@@ -322,7 +322,7 @@ def test_strangers_are_dropped_and_block_nobody(addresses, start, connect):
 def test_a_silent_stranger_is_dropped_in_time(
     addresses, start, connect, monkeypatch
 ):
-    monkeypatch.setattr(rendezvous, "_HELLO_SECS", 0.2)
+    monkeypatch.setattr(meeting, "_HELLO_SECS", 0.2)
     chief = start(addresses[:2], 0)
     assert _is_closed_by_the_other_side(connect(b'{"index"'))
     assert not chief.done()

@@ -6,28 +6,22 @@ Python's interpreter lock, and deaf to signals.
 
 import contextlib
 import dataclasses
-import json
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from trainer import errors
 from trainer.cluster import Cluster, host_and_port
+from trainer.meeting import Meeting, Peer
 
-_MAX_LINE_BYTES = 64 * 1024
 _POLL_SECS = 0.1
-_HELLO_SECS = 10.0
 _CONNECT_SECS = 5.0
 _RETRY_SECS = 1.0
-_CLOSE_SECS = 2.0
 _FIRST_LINE_SECS = 2.0
 _SECS_BETWEEN_LINES = 30.0
 _MAX_SHOWN = 5
 _MAX_SHOWN_CHARS = 100
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 def meet(
@@ -97,115 +91,11 @@ class _Watch:
         )
 
 
-class _Peer:
-    """A connection from which one line, a JSON object, is awaited."""
-
-    def __init__(self, connection: socket.socket, timeout_secs: float) -> None:
-        self.connection = connection
-        self.message: dict[str, Any] | None = None
-        self._deadline = time.monotonic() + timeout_secs
-        self._received = b""
-        connection.setblocking(False)
-        # Else what the chief has closed keeps its port for a minute.
-        connection.setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
-        )
-
-    def send(self, message: dict[str, Any]) -> None:
-        # The empty buffer takes it at once; if it is broken, `hear` finds out.
-        with contextlib.suppress(OSError):
-            self.connection.sendall(json.dumps(message).encode() + b"\n")
-
-    def hear(self) -> bool:
-        """Takes what has come; returns whether the peer is of use still."""
-        try:
-            # To the end, as who has gone again is not here.
-            while received := self.connection.recv(_MAX_LINE_BYTES):
-                if self.message is not None or not self._take(received):
-                    return False
-        except BlockingIOError:
-            return self.message is not None or time.monotonic() < self._deadline
-        except OSError:
-            pass
-        return False
-
-    def _take(self, received: bytes) -> bool:
-        self._received += received
-        line, newline, _ = self._received.partition(b"\n")
-        if not newline or len(line) > _MAX_LINE_BYTES:
-            return len(line) <= _MAX_LINE_BYTES
-        with contextlib.suppress(ValueError, RecursionError):
-            self.message = json.loads(line)
-        return isinstance(self.message, dict)
-
-
-class _Meeting:
-    """The chief's side: its listener and those who came."""
-
-    def __init__(self, address: str) -> None:
-        self.workers: dict[int, _Peer] = {}
-        self._peers: list[_Peer] = []
-        _, port = host_and_port(address)
-        both = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if both else socket.AF_INET
-        try:
-            self._listener = socket.create_server(
-                ("", port), family=family, dualstack_ipv6=both
-            )
-        except OSError as error:
-            raise errors.UsageError(
-                f"The chief cannot listen at its address {address}:"
-                f" {error.strerror}. The port must be free: end what uses it,"
-                " or give worker 0 another one in every worker's TF_CONFIG."
-            ) from error
-        self._listener.setblocking(False)
-
-    def attend(self) -> None:
-        """Serves those who have something to say, then waits a little."""
-        with contextlib.suppress(OSError):  # Nobody else is there.
-            while True:
-                connection, _ = self._listener.accept()
-                self._peers.append(_Peer(connection, _HELLO_SECS))
-        heard = [p for p in self._peers if p.hear() and _may_stay(p.message)]
-        # The last of an index counts: its process was started again.
-        self.workers = {p.message["index"]: p for p in heard if p.message}
-        last = set(self.workers.values())
-        self._keep([p for p in heard if not p.message or p in last])
-        time.sleep(_POLL_SECS)
-
-    def conclude(self, verdict: dict[str, Any]) -> None:
-        """Stops listening, tells all workers and lets them leave first."""
-        # They know the verdict only once TensorFlow can have the port.
-        self._listener.close()
-        self._keep(list(self.workers.values()))
-        for peer in self._peers:
-            peer.send(verdict)
-        deadline = time.monotonic() + _CLOSE_SECS
-        while self._peers and time.monotonic() < deadline:
-            self.attend()
-
-    def close(self) -> None:
-        self._listener.close()
-        self._keep([])
-
-    def _keep(self, peers: list[_Peer]) -> None:
-        for peer in set(self._peers) - set(peers):
-            peer.connection.close()
-        self._peers = peers
-
-
-def _may_stay(hello: dict[str, Any] | None) -> bool:
-    if hello is None:  # It may come yet.
-        return True
-    index, facts = hello.get("index"), hello.get("facts")
-    return isinstance(index, int) and index > 0 and isinstance(facts, dict)
-
-
 def _await_workers(
     cluster: Cluster, facts: dict[str, str], watch: _Watch
 ) -> None:
     others = set(range(1, cluster.num_workers))
-    with contextlib.closing(_Meeting(cluster.address)) as meeting:
+    with contextlib.closing(Meeting(cluster.address)) as meeting:
         while missing := sorted(others - meeting.workers.keys()):
             if not watch.goes_on(_names(cluster, missing)):
                 break
@@ -236,7 +126,7 @@ def _go_to_chief(
             continue
         problem = f"{chief} answered, but others did not come; it names them"
         with connection:
-            peer = _Peer(connection, watch.timeout_secs)
+            peer = Peer(connection, watch.timeout_secs)
             peer.send({"index": cluster.index, "facts": facts})
             while peer.hear() and not peer.message and watch.goes_on(others):
                 time.sleep(_POLL_SECS)
@@ -270,7 +160,7 @@ def _connect(
 
 
 def _differences(
-    cluster: Cluster, facts: dict[str, str], workers: dict[int, _Peer]
+    cluster: Cluster, facts: dict[str, str], workers: dict[int, Peer]
 ) -> str:
     """Returns an error text, empty if all were started alike."""
     lines = []
