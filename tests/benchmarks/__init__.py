@@ -1,1 +1,4 @@
-"""What is measured, not asserted: each module is a command."""
+"""What is measured, not asserted: images a second, milliseconds, and ratios.
+
+The commands are `table`, `optimizers` and `normalization`.
+"""

@@ -1,0 +1,133 @@
+"""Where to normalize images: on the host, or in the compiled step.
+
+  python -m tests.benchmarks.normalization --dataset=mnist --data_dir=DIR
+
+The data set is uint8 in memory. Today tf.data gathers a batch on the host and
+makes floats of it. Against that: batches that reach the device as uint8, a
+quarter of the size, and become floats in the step; and a data set that lies on
+the device from the beginning, where the step gathers by index.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from tests.benchmarks import command, ours
+from tests.benchmarks.turns import Group
+from trainer import data
+from trainer.config import Config
+from trainer.data import pipeline
+from trainer.train_step import TrainStep
+
+# In a turn, so many times --steps, of steps that compute nothing.
+_NOTHING_FACTOR = 50
+
+
+def loop(
+    *, place: str, idle: bool, **settings: object
+) -> Callable[[int], None]:
+    """Returns what runs some steps.
+
+    Args:
+      place: where images are normalized: a key of `_PLACES`.
+      idle: whether the steps only fetch their batch and compute nothing.
+      **settings: of `ours.configure`.
+    """
+    config = ours.configure(**settings)
+    step = ours.build_step(config)
+    samples = data.load(config.dataset, data_dir=config.data_dir).samples
+    _PLACES[place](config, step, samples)
+    if idle:
+        ours.make_idle(step)
+    return ours.in_loops(config, step)
+
+
+def _on_host(config: Config, step: TrainStep, samples: np.ndarray) -> None:
+    """Leaves the step as it is."""
+
+
+def _in_step(config: Config, step: TrainStep, samples: np.ndarray) -> None:
+    with tf.device("CPU:0"):
+        host_samples = tf.constant(samples)
+    batches = _indices(config, len(samples)).map(
+        lambda indices: {"sample": tf.gather(host_samples, indices)}
+    )
+    ours.replace_batches(step, _as_in_training(batches))
+    _prepare_real(step, lambda batch: batch)
+
+
+def _from_device(config: Config, step: TrainStep, samples: np.ndarray) -> None:
+    device_samples = tf.identity(tf.constant(samples))  # On the GPU, if any.
+    batches = _indices(config, len(samples)).map(
+        lambda indices: {"sample": indices}
+    )
+    ours.replace_batches(step, _as_in_training(batches))
+    _prepare_real(step, lambda indices: tf.gather(device_samples, indices))
+
+
+_PLACES = {
+    "floats from the host": _on_host,
+    "uint8 from the host": _in_step,
+    "indices from the host": _from_device,
+}
+
+
+def _indices(config: Config, num_examples: int) -> tf.data.Dataset:
+    """Returns each step's examples, in the pipeline's order."""
+    positions = tf.range(config.global_batch_size, dtype=tf.int64)
+    return tf.data.Dataset.counter().map(
+        lambda step: pipeline.example_indices(
+            step,
+            positions,
+            num_examples=num_examples,
+            global_batch_size=config.global_batch_size,
+            seed=config.seed,
+        )
+    )
+
+
+def _as_in_training(batches: tf.data.Dataset) -> tf.data.Dataset:
+    batches = batches.with_options(pipeline._options())
+    return batches.prefetch(pipeline._PREFETCHED_STEPS)
+
+
+def _prepare_real(
+    step: TrainStep, to_uint8: Callable[[tf.Tensor], tf.Tensor]
+) -> None:
+    """Makes floats of a batch where the step is compiled, if it is."""
+    contribution = step._round.contribution
+
+    def prepared(*args: object, real: tf.Tensor, **kwargs: object) -> object:
+        images = tf.cast(to_uint8(real), tf.float32) / 127.5 - 1.0
+        return contribution(*args, real=images, **kwargs)
+
+    step._round.contribution = prepared
+
+
+def _make_groups() -> Iterator[Group]:
+    for title, idle, factor in (
+        ("Training", False, 1),
+        ("Batches alone, up to the device", True, _NOTHING_FACTOR),
+    ):
+        yield Group(
+            title,
+            "What the host sends; the rest is done in the step."
+            if not idle
+            else "The same loops around steps that compute nothing.",
+            [
+                command.contestant(
+                    place,
+                    "normalization.loop",
+                    factor * command.STEPS.value,
+                    place=place,
+                    idle=idle,
+                )
+                for place in _PLACES
+            ],
+            images_per_step=command.BATCH_SIZE.value,
+        )
+
+
+if __name__ == "__main__":
+    command.run("Where images are normalized", _make_groups)
