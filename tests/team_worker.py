@@ -60,7 +60,7 @@ def _train(team: Team, directory: pathlib.Path, index: int) -> dict[str, Any]:
     """Trains some steps, with a batch in one part and in two."""
     metrics, arrays = {}, {}
     for num_parts in (1, 2):
-        state = tiny.build_state(team.strategy, sync_batch_norm=True)
+        state = tiny.build_state(team.strategy)
         step = tiny.build_step(state, team, num_accumulation_steps=num_parts)
         step.run(NUM_STEPS - 1)
         metrics[num_parts] = step.run(1)
@@ -71,6 +71,20 @@ def _train(team: Team, directory: pathlib.Path, index: int) -> dict[str, Any]:
         str(num_parts): {name: m[name] for name in train_step.METRIC_NAMES}
         for num_parts, m in metrics.items()
     }
+
+
+def _count_reductions(team: Team) -> int:
+    """Counts the collective operations in the loop's graph, a step's in it."""
+    state = tiny.build_state(team.strategy, precision="mixed_float16")
+    step = tiny.build_step(state, team)
+    step.run(1)
+    graph = step._run_steps.get_concrete_function(
+        tf.constant(1, tf.int64)
+    ).graph.as_graph_def()
+    nodes = [*graph.node]
+    for function in graph.library.function:
+        nodes += function.node_def
+    return len({n.name for n in nodes if n.op.startswith("Collective")})
 
 
 def _fail(team: Team, index: int) -> None:
@@ -106,6 +120,8 @@ def main(scenario: str, index: int, directory: str, *addresses: str) -> int:
                 result = _train(team, path, index)
             elif scenario == "exchange":
                 result = _exchange(team, index)
+            elif scenario == "count_reductions":
+                result = _count_reductions(team)
             elif scenario == "leave_late":
                 result = _leave_late(team, index)
             else:

@@ -146,3 +146,37 @@ def test_an_unwritable_workdir_is_one_clear_error(
     assert result.returncode == 6, result.stderr
     assert str(workdir) in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_run_in_which_nothing_moves_ends_and_says_where(
+    tmp_path: pathlib.Path,
+) -> None:
+    code = """
+import sys, time
+from trainer import main, train_step
+
+real_run = train_step.TrainStep.run
+
+def run(self, num_steps):
+    if int(self._state.global_step.numpy()) >= 4:
+        time.sleep(3600)  # As a collective does when a GPU is lost.
+    return real_run(self, num_steps)
+
+train_step.TrainStep.run = run
+sys.exit(main.main(sys.argv))
+"""
+    workdir = tmp_path / "run"
+    result = subprocess.run(
+        [
+            *(sys.executable, "-c", code, *_TRAIN),
+            *("--stall_timeout_secs=3", f"--workdir={workdir}"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECS,
+    )
+    assert result.returncode == 142, result.stderr
+    assert "--stall_timeout_secs" in result.stderr
+    assert "in _train" in result.stderr  # The stack of the thread that hangs.
+    assert not runs.checkpoint_names(workdir)

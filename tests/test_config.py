@@ -23,6 +23,7 @@ CHANGES_RESULT = {
     "sync_batch_norm": True,
     "precision": "mixed_float16",
     "gradient_accumulation_steps": 2,
+    "optimizer": "rmsprop",
 }
 MAY_CHANGE = {
     "workdir": "elsewhere",

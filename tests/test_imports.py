@@ -63,7 +63,7 @@ _ALLOWED = {
     "loss_scale": set(),
     "losses": set(),
     "network": set(),
-    "optimizers": set(),
+    "optimizers": {"errors"},
     "progress": set(),
     "randomness": set(),
     "schedule": set(),

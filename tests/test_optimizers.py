@@ -1,10 +1,11 @@
-"""Our Adam is Keras' Adam, on one replica and on several."""
+"""Our optimizers are Keras' own, on one replica and on several."""
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from trainer import optimizers
+from trainer import config, errors, optimizers
 
 _SHAPES = ((), (3,), (4, 5), (2, 3, 2, 2))
 
@@ -46,6 +47,32 @@ def test_ten_steps_equal_keras():
             assert np.abs(one - start).max() > 1e-4
 
 
+def test_ten_steps_of_rmsprop_equal_keras():
+    for settings in (
+        {"learning_rate": 1e-3},
+        {"learning_rate": 1e-3, "rho": 0.5},
+        {"learning_rate": 1e-3, "epsilon": 0.5},
+    ):
+        ours, theirs = _variables(), _variables()
+        rmsprop = optimizers.RMSprop(ours, **settings)
+        keras_rmsprop = keras.optimizers.RMSprop(**settings)
+        for gradients in _gradients(10):
+            rmsprop.apply(gradients)
+            keras_rmsprop.apply(gradients, theirs)
+        for one, two, start in zip(ours, theirs, _variables(), strict=True):
+            np.testing.assert_allclose(one, two, rtol=0, atol=1e-7)
+            assert np.abs(one - start).max() > 1e-4
+
+
+def test_the_flag_knows_all_optimizers():
+    assert config.OPTIMIZERS == tuple(optimizers.OPTIMIZERS)
+
+
+def test_an_unknown_optimizer_names_the_known_ones():
+    with pytest.raises(errors.UsageError, match="lion.*adam, rmsprop"):
+        optimizers.get("lion")
+
+
 def test_the_default_epsilon_is_that_of_keras():
     ours, theirs = _variables(), _variables()
     adam = optimizers.Adam(ours, learning_rate=1e-2)
@@ -59,57 +86,53 @@ def test_the_default_epsilon_is_that_of_keras():
         assert np.abs(one - start).max() > 1e-3
 
 
-def test_all_replicas_make_the_step_of_one():
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_all_replicas_make_the_step_of_one(name):
+    make = optimizers.get(name)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
-        mirrored = _variables()
-        adam = optimizers.Adam(mirrored, learning_rate=1e-2)
+        mirrored = make(_variables(), learning_rate=1e-2)
 
     @tf.function
     def run(gradients):
-        strategy.run(adam.apply, [gradients])
+        strategy.run(mirrored.apply, [gradients])
 
-    single = _variables()
-    single_adam = optimizers.Adam(single, learning_rate=1e-2)
+    single = make(_variables(), learning_rate=1e-2)
     for gradients in _gradients(5):
         run(gradients)
-        single_adam.apply(gradients)
-    for ours, theirs in (
-        (mirrored, single),
-        (adam.first_moments, single_adam.first_moments),
-        (adam.second_moments, single_adam.second_moments),
-        ([adam.num_updates], [single_adam.num_updates]),
+        single.apply(gradients)
+    # The weights are among them.
+    for variable, expected in zip(
+        mirrored.variables, single.variables, strict=True
     ):
-        for variable, expected in zip(ours, theirs, strict=True):
-            copies = strategy.experimental_local_results(variable)
-            assert len(copies) == 2
-            np.testing.assert_array_equal(copies[0], copies[1])
-            np.testing.assert_allclose(copies[0], expected, atol=1e-7)
+        copies = strategy.experimental_local_results(variable)
+        assert len(copies) == 2
+        np.testing.assert_array_equal(copies[0], copies[1])
+        np.testing.assert_allclose(copies[0], expected, atol=1e-7)
 
 
-def test_a_restored_optimizer_goes_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_a_restored_optimizer_goes_on_bit_for_bit(name, tmp_path):
+    make = optimizers.get(name)
     gradients = _gradients(8)
     variables = _variables()
-    adam = optimizers.Adam(variables, learning_rate=1e-2)
+    optimizer = make(variables, learning_rate=1e-2)
     for step in range(4):
-        adam.apply(gradients[step])
-    path = tf.train.Checkpoint(adam=adam, variables=variables).write(
+        optimizer.apply(gradients[step])
+    path = tf.train.Checkpoint(optimizer=optimizer, variables=variables).write(
         str(tmp_path / "state")
     )
     for step in range(4, 8):
-        adam.apply(gradients[step])
+        optimizer.apply(gradients[step])
 
     restored = _variables(seed=7)
-    restored_adam = optimizers.Adam(restored, learning_rate=1e-2)
-    tf.train.Checkpoint(adam=restored_adam, variables=restored).read(
+    restored_optimizer = make(restored, learning_rate=1e-2)
+    tf.train.Checkpoint(optimizer=restored_optimizer, variables=restored).read(
         path
     ).assert_consumed()
-    assert restored_adam.num_updates.numpy() == 4
     for step in range(4, 8):
-        restored_adam.apply(gradients[step])
+        restored_optimizer.apply(gradients[step])
     for one, two in zip(
-        [*variables, *adam.variables],
-        [*restored, *restored_adam.variables],
-        strict=True,
+        optimizer.variables, restored_optimizer.variables, strict=True
     ):
         np.testing.assert_array_equal(one, two)

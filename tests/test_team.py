@@ -87,6 +87,13 @@ def test_workers_together_do_what_one_replica_does_alone(
                 )
 
 
+def test_a_step_needs_one_reduction(tmp_path: pathlib.Path) -> None:
+    # Both networks' gradients, moving statistics and metrics, packed.
+    codes, results = _run("count_reductions", 2, tmp_path)
+    assert codes == [0, 0]
+    assert results == [1, 1]
+
+
 def test_workers_learn_what_the_others_know(tmp_path: pathlib.Path) -> None:
     codes, results = _run("exchange", 2, tmp_path)
     assert codes == [0, 0]

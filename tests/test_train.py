@@ -522,6 +522,8 @@ def test_a_directory_in_which_another_process_trains_is_refused(
         {"precision": "mixed_float16"},
         {"gradient_accumulation_steps": 2},
         {"jit_compile": "on"},
+        {"optimizer": "rmsprop"},
+        {"sync_batch_norm": True},
     ],
 )
 def test_every_way_of_computing_resumes_to_the_same_bits(

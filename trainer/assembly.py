@@ -131,6 +131,7 @@ def build_state(config: Config, strategy: tf.distribute.Strategy) -> TrainState:
             d_learning_rate=config.d_learning_rate,
             seed=config.seed,
             precision=config.precision,
+            optimizer=config.optimizer,
         )
 
 

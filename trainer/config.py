@@ -16,10 +16,11 @@ from typing import Any
 
 from trainer import errors, options
 
-# The tables `data.DATASETS` and `models.MODELS` import much; the names are
-# repeated here, and a test holds the two in agreement.
+# The tables `data.DATASETS`, `models.MODELS` and `optimizers.OPTIMIZERS` import
+# much; the names are repeated here, and a test holds them in agreement.
 DEFAULT_BATCH_SIZES = {"digits": 32, "mnist": 256}
 MODELS = ("dcgan28",)
+OPTIMIZERS = ("adam", "rmsprop")
 
 
 _fixed = functools.partial(options.declare, True)
@@ -115,11 +116,17 @@ class Config:
         minimum=1,
         maximum=65536,
     )
+    optimizer: str = _fixed(
+        _MODEL,
+        "adam",
+        "Of both networks.",
+        choices=OPTIMIZERS,
+    )
     g_learning_rate: float = _fixed(
-        _MODEL, 1e-4, "Adam's learning rate, generator.", "rate"
+        _MODEL, 1e-4, "The generator's learning rate.", "rate"
     )
     d_learning_rate: float = _fixed(
-        _MODEL, 1e-4, "Adam's learning rate, discriminator.", "rate"
+        _MODEL, 1e-4, "The discriminator's learning rate.", "rate"
     )
     strategy: str = _free(
         _SPEED,

@@ -27,6 +27,9 @@ examples:
       The same on two replicas, without a GPU.
   python -m trainer.main --flagfile={recipes}/mnist.flags --epochs=5
       A recipe, and flags after it that override its own.
+  python -m launch.local_workers --num_workers=2 -- --dataset=digits
+      Two processes that train together; on a cluster, TF_CONFIG or Slurm tells
+      each of them its place, and --strategy=multi_worker is to be given.
 
 {flags}
 
@@ -38,7 +41,8 @@ Other:
       Show this text.
 
 exit codes: 0 done, 2 usage, 3 data, 4 no good checkpoint, 5 diverged,
-6 storage, 130 interrupted, 143 preempted."""
+6 storage, 7 devices, 130 interrupted, 142 stalled, 143 preempted; after the
+last three, the same command goes on."""
 
 
 def main(argv: Sequence[str]) -> int:

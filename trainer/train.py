@@ -215,11 +215,13 @@ def _train(
             step=step, num_steps=num_steps, secs=secs, metrics=metrics
         )
         if schedule.samples_at(step):
+            watchdog.beat()
             outputs.draw_samples(step)
         if step == schedule.final_step:
             outputs.make_film()
         # Last, so that a finished checkpoint stands for a finished run.
         if schedule.checkpoints_at(step):
+            watchdog.beat()
             save(step)
         watchdog.beat()
     if step < schedule.last_step:

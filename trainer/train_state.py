@@ -32,6 +32,7 @@ class TrainState:
         d_learning_rate: float,
         seed: int,
         precision: str = "float32",
+        optimizer: str = "adam",
     ) -> None:
         """Builds and initializes; call under the strategy's scope.
 
@@ -46,6 +47,7 @@ class TrainState:
           precision: a Keras dtype policy. "float32"; "mixed_bfloat16" computes
             layers in bfloat16; "mixed_float16" in float16, whose narrow range
             needs loss scaling. Weights, losses and updates are float32 always.
+          optimizer: one of `trainer.optimizers.OPTIMIZERS`.
 
         Raises:
           ValueError: the networks share a variable or keep random state.
@@ -55,11 +57,12 @@ class TrainState:
             self.generator = build_generator()
             self.discriminator = build_discriminator()
         _check_networks(self.generator, self.discriminator)
-        self.g_optimizer = optimizers.Adam(
+        make_optimizer = optimizers.get(optimizer)
+        self.g_optimizer = make_optimizer(
             [v.value for v in self.generator.trainable_variables],
             learning_rate=g_learning_rate,
         )
-        self.d_optimizer = optimizers.Adam(
+        self.d_optimizer = make_optimizer(
             [v.value for v in self.discriminator.trainable_variables],
             learning_rate=d_learning_rate,
         )

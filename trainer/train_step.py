@@ -15,7 +15,7 @@ import tensorflow as tf
 from trainer.adversarial import MEAN_NAMES, AdversarialRound, Contribution
 from trainer.loss_scale import LossScale
 from trainer.network import Network
-from trainer.optimizers import Adam
+from trainer.optimizers import Optimizer
 from trainer.train_state import TrainState
 
 METRIC_NAMES = (*MEAN_NAMES, "g_gradient_norm", "d_gradient_norm")
@@ -218,7 +218,7 @@ class TrainStep:
 
 def _update(
     network: Network,
-    optimizer: Adam,
+    optimizer: Optimizer,
     loss_scale: LossScale | None,
     gradients: list[tf.Tensor],
     buffers: list[tf.Tensor],
