@@ -1,6 +1,7 @@
 """Starts the workers of one multi-worker run as processes of this machine."""
 
 import contextlib
+import glob
 import json
 import os
 import socket
@@ -27,7 +28,7 @@ flags:
       How many processes train together. Default: 2.
   --gpus_per_worker=<gpus>
       Gives each worker so many GPUs of its own, out of CUDA_VISIBLE_DEVICES
-      if that is set. Default: 0, each worker sees them all.
+      if that is set. Default: 0, on a machine without GPUs.
   --grace_secs=<seconds>
       How long the others may go on once a worker has ended. Default: 60.
 
@@ -93,10 +94,17 @@ def worker_environments(
     """Returns `environ` for each worker, with its place among them and GPUs.
 
     Raises:
-      UsageError: CUDA_VISIBLE_DEVICES names too few GPUs.
+      UsageError: the workers would share GPUs, or there are too few.
     """
     num_gpus = num_workers * gpus_per_worker
     visible = environ.get("CUDA_VISIBLE_DEVICES")
+    sees_gpus = visible not in ("", "-1") and glob.glob("/dev/nvidia[0-9]*")
+    if num_workers > 1 and sees_gpus and not num_gpus:
+        raise errors.UsageError(
+            f"--num_workers={num_workers} on a machine with GPUs, of which no"
+            " two workers can share one. Say how many each gets with"
+            " --gpus_per_worker, or hide them with CUDA_VISIBLE_DEVICES=-1."
+        )
     gpus = [str(number) for number in range(num_gpus)]
     if visible is not None:
         gpus = [name.strip() for name in visible.split(",") if name.strip()]

@@ -30,8 +30,8 @@ def run_workers(
 ) -> int:
     """Runs `command` in each environment until all have ended.
 
-    Takes SIGINT and SIGTERM over, and passes each on to all workers. Call it
-    in the main thread, before any other is started.
+    Takes SIGINT, SIGTERM and SIGUSR1 over, and passes each on to all workers.
+    Call it in the main thread, before any other is started.
 
     Returns:
       0 if all workers ended with 0, else the code of the first that did not:
@@ -39,7 +39,7 @@ def run_workers(
     """
     # Its `put` is one of the few calls that are safe in a signal handler.
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, _: signals.put(number))
     workers: list[subprocess.Popen[bytes]] = []
     end_with_launcher = _end_with_launcher()

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tests import tiny
 from trainer import distribution, errors, train_step
+from trainer import team as team_lib
 from trainer.team import Team
 
 NUM_STEPS = 4
@@ -41,9 +42,10 @@ def _exchange(team: Team, index: int) -> dict[str, Any]:
         "shared": team.share(2**62 - index),
         "from_chief": team.from_chief(7 + index),
         "local_replicas": list(team.local_replicas),
-        "nobody_stops": [team.wants_to_stop(0), team.exit_code],
+        "nobody_votes": [team.vote(), team.exit_code],
+        "somebody_saves": [team.vote(wants_save=index == 1), team.exit_code],
         "somebody_stops": [
-            team.wants_to_stop(143 if index == 1 else 0),
+            team.vote(exit_code=143 if index == 1 else 0),
             team.exit_code,
         ],
         "num_taken_over": sum(
@@ -60,7 +62,7 @@ def _train(team: Team, directory: pathlib.Path, index: int) -> dict[str, Any]:
     """Trains some steps, with a batch in one part and in two."""
     metrics, arrays = {}, {}
     for num_parts in (1, 2):
-        state = tiny.build_state(team.strategy)
+        state = tiny.build_state(team.strategy, sync_batch_norm=True)
         step = tiny.build_step(state, team, num_accumulation_steps=num_parts)
         step.run(NUM_STEPS - 1)
         metrics[num_parts] = step.run(1)
@@ -79,12 +81,12 @@ def _count_reductions(team: Team) -> int:
     step = tiny.build_step(state, team)
     step.run(1)
     graph = step._run_steps.get_concrete_function(
-        tf.constant(1, tf.int64)
+        tf.constant(1, tf.int32)
     ).graph.as_graph_def()
     nodes = [*graph.node]
     for function in graph.library.function:
         nodes += function.node_def
-    return len({n.name for n in nodes if n.op.startswith("Collective")})
+    return sum(node.op.startswith("Collective") for node in nodes)
 
 
 def _fail(team: Team, index: int) -> None:
@@ -93,6 +95,13 @@ def _fail(team: Team, index: int) -> None:
         raise errors.StorageError("The disk is full.")
     team.share(0)
     raise AssertionError("The others go on.")
+
+
+def _fail_alone(index: int) -> None:
+    """The last worker fails, and the others come too late to hear of it."""
+    if index == 1:
+        raise errors.DataError("There is none.")
+    time.sleep(20)
 
 
 def _differ(team: Team, index: int) -> None:
@@ -122,6 +131,9 @@ def main(scenario: str, index: int, directory: str, *addresses: str) -> int:
                 result = _exchange(team, index)
             elif scenario == "count_reductions":
                 result = _count_reductions(team)
+            elif scenario == "fail_alone":
+                team_lib._LEAVE_SECS = 2.0
+                _fail_alone(index)
             elif scenario == "leave_late":
                 result = _leave_late(team, index)
             else:

@@ -227,9 +227,10 @@ def test_the_slurm_step_comes_before_the_job():
 
 
 def test_slurm_jobs_on_one_node_have_ports_of_their_own():
-    def ports(job):
+    def ports(job, step=""):
         environ = _SLURM | {
             "SLURM_JOB_ID": str(job),
+            "SLURM_STEP_ID": str(step),
             "SLURM_PROCID": "0",
             "SLURM_NODEID": "0",
             "SLURM_STEP_NUM_TASKS": "16",
@@ -239,6 +240,9 @@ def test_slurm_jobs_on_one_node_have_ports_of_their_own():
         return _hosts_and_ports(environ)[1]
 
     used = [port for job in range(4000, 4700) for port in ports(job)]
+    assert len(set(used)) == len(used)
+    # And so have the steps of a job.
+    used = [port for step in range(5) for port in ports(4000, step)]
     assert len(set(used)) == len(used)
     assert min(used) >= 1024
     # Where Linux begins to choose ports for outgoing connections.

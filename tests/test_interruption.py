@@ -122,14 +122,14 @@ def test_signals_work_when_nobody_reads_the_messages(start):
 def test_other_signals_keep_their_meaning(start):
     process = start("""
         import signal
-        signal.signal(signal.SIGUSR1, lambda *_: print("usr1", flush=True))
+        signal.signal(signal.SIGUSR2, lambda *_: print("usr1", flush=True))
         with Interruption() as interruption:
             print("ready", flush=True)
             while not interruption.requested:
                 pass
     """)
     for _ in range(2):
-        process.send_signal(signal.SIGUSR1)
+        process.send_signal(signal.SIGUSR2)
         assert process.stdout.readline() == "usr1\n"
     assert process.poll() is None
 
@@ -210,3 +210,20 @@ def test_signals_that_a_library_took_are_taken_back(start):
         sys.exit(interruption.exit_code)
     """)
     assert process.wait(timeout=20) == 143
+
+
+def test_sigusr1_asks_to_save_once_and_to_stop_never(start):
+    process = start("""
+        import os, signal, time
+        with Interruption() as interruption:
+            print("ready", flush=True)
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGUSR1)
+                while not interruption.take_save_request():
+                    time.sleep(0.01)
+                assert not interruption.take_save_request()
+                assert not interruption.requested
+    """)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert err.count("SIGUSR1: saving") == 2

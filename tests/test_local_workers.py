@@ -1,5 +1,6 @@
 """The launcher on this machine, with small Python programs as workers."""
 
+import glob
 import json
 import os
 import pty
@@ -437,6 +438,18 @@ def test_workers_get_gpus_of_their_own(visible, gpus_per_worker, expected):
     )
     gpus = [each.get("CUDA_VISIBLE_DEVICES") for each in environments]
     assert gpus == expected
+
+
+def test_workers_that_would_share_a_gpu_are_refused(monkeypatch):
+    monkeypatch.setattr(glob, "glob", lambda pattern: ["/dev/nvidia0"])
+    for environ in ({}, {"CUDA_VISIBLE_DEVICES": "0,1"}):
+        with pytest.raises(errors.UsageError, match="--gpus_per_worker"):
+            local_workers.worker_environments(environ, 2, 0)
+        local_workers.worker_environments(environ, 1, 0)
+        local_workers.worker_environments(environ, 2, 1)
+    for hidden in ("", "-1"):
+        environ = {"CUDA_VISIBLE_DEVICES": hidden}
+        local_workers.worker_environments(environ, 2, 0)
 
 
 @pytest.mark.parametrize("visible", ["", "0,1,2"])

@@ -88,6 +88,7 @@ def test_stopped_and_lost_workers_end_in_the_same_weights(
         assert command.finish() == 142, command.stderr
         assert time.monotonic() - start_secs < 45
         assert f"worker {index} was killed by signal 9" in command.stderr
+        assert f"worker {1 - index} exited with code 142" in command.stderr
         assert "error: Another worker was lost" in command.stderr
         assert "Traceback" not in command.stderr
         assert runs.newest_step(workdir) == 14
@@ -96,6 +97,12 @@ def test_stopped_and_lost_workers_end_in_the_same_weights(
     assert command.finish() == 0, command.stderr
     assert "Going on after step 14" in command.stderr
     runs.assert_same(workdir, undisturbed)
+
+    # And any other number of workers may go on with it.
+    command = Command(workdir, *_TRAIN, "--epochs=3")
+    assert command.finish() == 0, command.stderr
+    assert "Going on after step 28" in command.stderr
+    assert runs.newest_step(workdir) == 42
 
 
 def test_an_error_of_the_chief_is_the_exit_code_of_both(

@@ -53,7 +53,7 @@ def test_the_readme_names_only_flags_that_exist() -> None:
     known = {field.name for field in dataclasses.fields(config.Config)}
     known |= {"flagfile", "help", "logdir"}
     known |= {"num_workers", "gpus_per_worker"}  # The launcher's.
-    known |= {"ntasks", "gpus", "groups"}  # srun's, and the benchmarks'.
+    known |= {"ntasks", "gpus", "signal"}  # Those of Slurm.
     for name in ("README.md", "trainer/recipes/mnist.flags"):
         used = set(re.findall(r"(?<![\w-])--([a-z_]+)", _read(name)))
         assert used <= known, name

@@ -421,3 +421,13 @@ def test_a_worker_that_does_not_leave_holds_nobody_up(
     chief = start(addresses[:2], 0)
     connect(_hello(1, **{"the number of workers": "2"}))
     assert chief.result(timeout=_PATIENCE_SECS / 2) is True
+
+
+def test_a_port_in_use_is_an_error_on_all(addresses, start):
+    with socket.create_server(("", int(addresses[1].rpartition(":")[2]))):
+        meetings = [start(addresses[:2], index) for index in range(2)]
+        for meeting in meetings:
+            with pytest.raises(errors.UsageError) as caught:
+                meeting.result(_PATIENCE_SECS)
+            for text in ("worker 1", addresses[1], "port is in use"):
+                assert text in str(caught.value)

@@ -101,8 +101,9 @@ def test_workers_learn_what_the_others_know(tmp_path: pathlib.Path) -> None:
         assert result["shared"] == [2**62, 2**62 - 1]
         assert result["from_chief"] == 7
         assert result["local_replicas"] == [index]
-        assert result["nobody_stops"] == [False, 0]
-        assert result["somebody_stops"] == [True, 143]
+        assert result["nobody_votes"] == [[False, False], 0]
+        assert result["somebody_saves"] == [[False, True], 0]
+        assert result["somebody_stops"] == [[True, False], 143]
         # To the last bit of every variable.
         assert result["num_taken_over"] == result["num_variables"] > 40
 
@@ -114,6 +115,17 @@ def test_a_workers_error_ends_the_others_with_its_code(
     assert codes == [6, 6]
     assert "Worker 1 has ended with exit code 6" in results[0]
     assert results[1] == "The disk is full."
+
+
+def test_an_error_that_nobody_hears_of_ends_its_worker_all_the_same(
+    tmp_path: pathlib.Path,
+) -> None:
+    codes, results = _run("fail_alone", 2, tmp_path)
+    assert codes[1] == 3
+    assert results[1] == "There is none."
+    # The other finds that it is alone.
+    assert codes[0] == 142
+    assert "Another worker was lost" in results[0]
 
 
 def test_other_data_on_a_worker_is_an_error_on_all(
@@ -146,8 +158,10 @@ def test_one_worker_alone_asks_nobody() -> None:
         assert team.from_chief(6) == 6
         team.check_same_data("some")
         team.take_over_from_chief(state.variables)
-        assert not team.wants_to_stop(0)
-        assert team.wants_to_stop(130)
+        assert team.vote() == (False, False)
+        assert team.vote(wants_save=True) == (False, True)
+        assert team.exit_code == 0
+        assert team.vote(exit_code=130) == (True, False)
         assert team.exit_code == 130
     for value, old in zip(tiny.values(state), before, strict=True):
         np.testing.assert_array_equal(value, old)

@@ -367,22 +367,86 @@ def test_one_device_and_one_replica_agree(
 def test_a_loss_that_is_not_finite_ends_the_run_unsaved(
     tmp_path: pathlib.Path,
 ) -> None:
-    with pytest.raises(errors.DivergedError, match=r"is nan at step \d+"):
-        _run(tmp_path, g_learning_rate=1e30, d_learning_rate=1e30)
+    with pytest.raises(
+        errors.DivergedError,
+        match=r"at step \d+: training has diverged, after 2 rollbacks",
+    ):
+        _run(
+            tmp_path,
+            g_learning_rate=1e30,
+            d_learning_rate=1e30,
+            max_rollbacks=2,
+        )
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_an_overflow_is_divergence_only_at_the_lowest_scale() -> None:
-    good = {"g_loss": 1.0, "d_loss": 1.0, "real_probability": 0.5}
-    scaled = {**good, "g_loss_scale": 1.0, "d_loss_scale": 8.0}
-    train._check_finite(scaled, 3)
-    # The discriminator's scale can still fall, the generator's cannot.
-    train._check_finite({**scaled, "d_gradient_norm": math.inf}, 3)
-    train._check_finite({**scaled, "real_probability": math.nan}, 3)
-    with pytest.raises(errors.DivergedError, match="g_gradient_norm is inf"):
-        train._check_finite({**scaled, "g_gradient_norm": math.inf}, 3)
-    with pytest.raises(errors.DivergedError, match="real_probability is nan"):
-        train._check_finite({**good, "real_probability": math.nan}, 3)
+def _poison_at(
+    monkeypatch: pytest.MonkeyPatch, step: int, *, times: int, what: str
+) -> list[int]:
+    """Lets the state become not finite after a step, some times."""
+    steps = []
+    real_run = train_step.TrainStep.run
+
+    def run(self, num_steps):
+        metrics = real_run(self, num_steps)
+        reached = int(self._state.global_step.numpy())
+        if reached == step and len(steps) < times:
+            steps.append(reached)
+            if what == "metric":
+                metrics["d_loss"] = math.nan
+            else:
+                weight = self._state.discriminator.trainable_variables[0]
+                weight.assign(weight.value * math.nan)
+        return metrics
+
+    monkeypatch.setattr(train_step.TrainStep, "run", run)
+    return steps
+
+
+@pytest.mark.parametrize("what", ["metric", "weight"])
+def test_a_run_that_diverges_goes_back_and_draws_anew(
+    undisturbed: dict[int, pathlib.Path],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    # At the step of the second checkpoint, and the first is of step 7.
+    steps = _poison_at(monkeypatch, 14, times=2, what=what)
+    settings = {"num_logical_cpus": 2, "checkpoint_every_epochs": 1}
+    assert _run(tmp_path, resume="never", **settings) == 0
+    assert steps == [14, 14]
+    # The end is another one, and what was logged on the way there is gone.
+    tensors, others = runs.bundle(tmp_path), runs.bundle(undisturbed[2])
+    assert any(not np.array_equal(tensors[k], others[k]) for k in tensors)
+    assert all(np.isfinite(v).all() for v in tensors.values())
+    logged = [r["step"] for r in runs.records(tmp_path)]
+    assert logged == [r["step"] for r in runs.records(undisturbed[2])]
+    assert runs.checkpoint_names(tmp_path) == [
+        "step-000000007",
+        "step-000000014",
+        "step-000000021",
+    ]
+    # Up to the checkpoint it is the same run.
+    for record, other in zip(
+        runs.records(tmp_path), runs.records(undisturbed[2]), strict=True
+    ):
+        assert (record["g_loss"] == other["g_loss"]) == (record["step"] <= 7)
+
+
+def test_a_run_goes_on_after_a_rollback_to_the_same_bits(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {
+        "checkpoint_every_epochs": 1,
+        "rollback_learning_rate_factor": 0.5,
+    }
+    for workdir in (tmp_path / "straight", tmp_path / "stopped"):
+        with monkeypatch.context() as patch:
+            assert len(_poison_at(patch, 9, times=1, what="metric")) == 0
+            stop = {"max_steps": 16} if workdir.name == "stopped" else {}
+            assert _run(workdir, **settings, **stop) == 0
+    assert _run(tmp_path / "stopped", **settings) == 0
+    runs.assert_same(tmp_path / "stopped", tmp_path / "straight")
 
 
 def test_a_damaged_picture_does_not_keep_a_run_from_finishing(

@@ -11,6 +11,7 @@ from absl import logging
 from trainer import (
     cluster,
     distribution,
+    divergence,
     losses,
     models,
     rendezvous,
@@ -64,7 +65,7 @@ def _meet(
         "Worker %d of %d, %s.",
         workers.index,
         workers.num_workers,
-        workers.addresses[workers.index],
+        workers.address,
     )
     if not workers.is_chief:
         # The chief speaks for all, but for warnings.
@@ -111,15 +112,18 @@ def make_schedule(
         epochs=config.epochs,
         max_steps=config.max_steps,
         steps_per_loop=config.steps_per_loop,
-        log_every_steps=config.log_every_steps,
+        log_every_steps=config.log_every_steps or config.steps_per_loop,
         sample_every_epochs=config.sample_every_epochs,
         checkpoint_every_epochs=config.checkpoint_every_epochs,
     )
 
 
-def build_state(config: Config, strategy: tf.distribute.Strategy) -> TrainState:
+def build_state(
+    config: Config, strategy: tf.distribute.Strategy, *, num_rollbacks: int = 0
+) -> TrainState:
     """Builds networks and optimizers on the replicas."""
     model = models.get(config.model)
+    factor = config.rollback_learning_rate_factor**num_rollbacks
     with strategy.scope():
         return TrainState(
             build_generator=lambda: model.build_generator(
@@ -127,9 +131,9 @@ def build_state(config: Config, strategy: tf.distribute.Strategy) -> TrainState:
                 sync_batch_norm=config.sync_batch_norm,
             ),
             build_discriminator=model.build_discriminator,
-            g_learning_rate=config.g_learning_rate,
-            d_learning_rate=config.d_learning_rate,
-            seed=config.seed,
+            g_learning_rate=config.g_learning_rate * factor,
+            d_learning_rate=config.d_learning_rate * factor,
+            seed=divergence.seed_after(config.seed, num_rollbacks),
             precision=config.precision,
             optimizer=config.optimizer,
         )
@@ -140,17 +144,20 @@ def build_step(
     team: Team,
     dataset: ArrayDataset,
     state: TrainState,
-    first_step: int,
+    *,
+    first_step: int = 0,
+    num_rollbacks: int = 0,
 ) -> TrainStep:
     """Connects the state with the data from a global step on."""
     strategy = team.strategy
+    seed = divergence.seed_after(config.seed, num_rollbacks)
     batches = strategy.distribute_datasets_from_function(
         lambda _: pipeline.training_batches(
             dataset,
             global_batch_size=config.global_batch_size,
             num_replicas=strategy.num_replicas_in_sync,
             first_step=first_step,
-            seed=config.seed,
+            seed=seed,
             local_replicas=team.local_replicas,
             num_parts=config.gradient_accumulation_steps,
         )
@@ -162,10 +169,12 @@ def build_step(
         loss=losses.non_saturating,
         latent_dim=config.latent_dim,
         global_batch_size=config.global_batch_size,
-        seed=config.seed,
+        seed=seed,
         num_accumulation_steps=config.gradient_accumulation_steps,
         jit_compile=distribution.should_jit(
-            config.jit_compile, sync_batch_norm=config.sync_batch_norm
+            config.jit_compile,
+            devices=strategy.extended.worker_devices,
+            sync_batch_norm=config.sync_batch_norm,
         ),
     )
 

@@ -22,6 +22,7 @@ _MAX_SHOWN_CHARS = 200
 _FIRST_PORT = 20000
 _PORTS_PER_JOB = 16
 _NUM_JOBS = (32768 - _FIRST_PORT) // _PORTS_PER_JOB
+_STEP_STRIDE = 101  # Far from the numbers of jobs that follow one another.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +199,10 @@ def _from_slurm(environ: Mapping[str, str]) -> Cluster:
             f"rank {rank} of {num_tasks} is task {here[1]} on node {here[0]},"
             " so the ranks do not fill one node after the other"
         )
-    base = _FIRST_PORT + number("SLURM_JOB_ID") % _NUM_JOBS * _PORTS_PER_JOB
+    # Steps of a job that run at once have ports of their own, too.
+    step = number("SLURM_STEP_ID") if environ.get("SLURM_STEP_ID") else 0
+    slot = (number("SLURM_JOB_ID") + _STEP_STRIDE * step) % _NUM_JOBS
+    base = _FIRST_PORT + slot * _PORTS_PER_JOB
     addresses = [f"{hosts[node]}:{base + local}" for node, local in places]
     return Cluster(_checked(addresses), rank)
 

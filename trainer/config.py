@@ -128,6 +128,22 @@ class Config:
     d_learning_rate: float = _fixed(
         _MODEL, 1e-4, "The discriminator's learning rate.", "rate"
     )
+    max_rollbacks: int = _free(
+        _MODEL,
+        3,
+        "When a loss or weight is no longer finite, go back to the newest"
+        " checkpoint and on with other random draws; after so many times, exit"
+        " 5.",
+        "rollbacks",
+        minimum=0,
+        maximum=1000,
+    )
+    rollback_learning_rate_factor: float = _fixed(
+        _MODEL,
+        1.0,
+        "Each rollback multiplies both learning rates by this.",
+        "factor",
+    )
     strategy: str = _free(
         _SPEED,
         "mirrored",
@@ -175,13 +191,15 @@ class Config:
     jit_compile: str = _free(
         _SPEED,
         "auto",
-        "Compile each replica's computation with XLA; auto: on GPUs.",
+        "Compile each replica's computation with XLA; auto: on GPUs, unless"
+        " batch norm is synchronized.",
         choices=("auto", "on", "off"),
     )
     steps_per_loop: int = _free(
         _SPEED,
         10,
-        "Steps that run on the devices for one call from Python.",
+        "Steps that run on the devices for one call from Python; fewer before"
+        " a logged step, the end of an epoch and the last step.",
         "steps",
         minimum=1,
     )
@@ -217,8 +235,13 @@ class Config:
         minimum=1,
         maximum=4096,
     )
-    log_every_steps: int = _free(
-        _OUTPUT, 10, "Write metrics this often.", "steps", minimum=1
+    log_every_steps: int | None = _free(
+        _OUTPUT,
+        None,
+        "Write metrics this often, which ends a loop.",
+        "steps",
+        minimum=1,
+        default_text="steps_per_loop",
     )
 
     @property
@@ -235,6 +258,7 @@ class Config:
             workdir=os.path.expanduser(workdir),
             data_dir=self.data_dir and os.path.expanduser(self.data_dir),
             batch_size=self.global_batch_size,
+            log_every_steps=self.log_every_steps or self.steps_per_loop,
         )
 
     def validate(self) -> None:

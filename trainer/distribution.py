@@ -1,6 +1,7 @@
 """Which devices train, how they are made deterministic, and who runs where."""
 
 import faulthandler
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ def prepare_devices(*, num_logical_cpus: int, deterministic: str) -> None:
         tf.config.experimental.set_memory_growth(gpu, True)
     if num_logical_cpus:
         _split_cpu(num_logical_cpus)
-    if deterministic == "on" or (deterministic == "auto" and not gpus):
+    uses_gpus = gpus and not num_logical_cpus
+    if deterministic == "on" or (deterministic == "auto" and not uses_gpus):
         tf.config.experimental.enable_op_determinism()
     # In a loop, TensorFlow 2.21's remapper stumbles over the gradient of a
     # biased convolution before a LeakyReLU and logs an error; it has nothing to
@@ -78,11 +80,16 @@ def join_cluster(
     """Returns a strategy over the devices of several processes.
 
     All of them must be about to call this: TensorFlow waits for them without
-    an end, holds Python's lock meanwhile, and takes SIGTERM for itself.
+    an end, holds Python's lock meanwhile, and takes SIGTERM for itself; one
+    that comes in this second or two is lost.
 
     Args:
       addresses: "host:port" of each.
       index: which of them this process is.
+
+    Raises:
+      StalledError: they do not find together. If that hangs, the process ends
+        with the same exit code.
     """
     cluster = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(addresses)}),
@@ -90,13 +97,29 @@ def join_cluster(
         task_id=index,
         rpc_layer="grpc",
     )
-    # The one clock that goes on under Python's lock. It knows no exit code but
-    # 1; a network that lets only some connections through is worth a look, too.
-    faulthandler.dump_traceback_later(_JOIN_SECS, exit=True)
+    # What TensorFlow chooses by itself is gRPC, even between GPUs.
+    implementation = tf.distribute.experimental.CommunicationImplementation
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=implementation.NCCL
+        if tf.config.list_physical_devices("GPU")
+        else implementation.RING
+    )
+    # Clocks that go on under Python's lock. SIGALRM, which nobody handles, ends
+    # the process with `errors.EXIT_STALLED`, as shells count; but not one that
+    # is a container's first process, for which there is the other, with 1.
+    signal.setitimer(signal.ITIMER_REAL, _JOIN_SECS)
+    faulthandler.dump_traceback_later(_JOIN_SECS + 10.0, exit=True)
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster)
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster, options)
+    except tf.errors.OpError as error:
+        raise errors.StalledError(
+            f"The workers {', '.join(addresses)} do not find together: "
+            f"{error.message}. Each port must be free and open to all; start "
+            "them again with the same command."
+        ) from error
     finally:
         faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 def check_all_reduce(strategy: tf.distribute.Strategy) -> None:
@@ -188,7 +211,9 @@ def check_batch_size(
     )
 
 
-def should_jit(choice: str, *, sync_batch_norm: bool) -> bool:
+def should_jit(
+    choice: str, *, devices: Sequence[str], sync_batch_norm: bool
+) -> bool:
     """Decides whether XLA compiles each replica's computation.
 
     Args:
@@ -196,11 +221,12 @@ def should_jit(choice: str, *, sync_batch_norm: bool) -> bool:
         kernels; off for CPUs, whose convolutions XLA makes several times
         slower, and for synchronized batch norm, whose reductions it cannot
         compile.
+      devices: names of those that compute.
       sync_batch_norm: whether batch norm speaks to other replicas.
     """
     if choice == "auto":
-        has_gpu = bool(tf.config.list_physical_devices("GPU"))
-        return has_gpu and not sync_batch_norm
+        uses_gpus = any("GPU" in name for name in devices)
+        return uses_gpus and not sync_batch_norm
     return choice == "on"
 
 

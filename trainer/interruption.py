@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: once to stop after the running steps, twice to stop now.
+"""Ctrl-C and SIGTERM stop after the running steps, twice now; SIGUSR1 saves.
 
 Python runs a signal handler only between two bytecodes of the main thread,
 which may sit in one TensorFlow call for seconds. The signals are therefore
@@ -12,17 +12,21 @@ import sys
 import threading
 from types import FrameType, TracebackType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What Slurm's --signal=USR1 sends some time before the end of a job.
+_SAVE_SIGNAL = signal.SIGUSR1
+_SIGNALS = (*_STOP_SIGNALS, _SAVE_SIGNAL)
 
 
 class Interruption:
-    """While entered, the first signal sets `requested`; the second exits.
+    """While entered, the first signal to stop sets `requested`; a second exits.
 
     Use it in the main thread, the only one that may set signal handlers.
     """
 
     def __init__(self) -> None:
         self._first: int | None = None
+        self._save_requested = threading.Event()
 
     @property
     def requested(self) -> bool:
@@ -36,6 +40,13 @@ class Interruption:
         Without a signal, 0.
         """
         return 0 if self._first is None else 128 + self._first
+
+    def take_save_request(self) -> bool:
+        """Whether SIGUSR1 has asked to save since this was last called."""
+        if not self._save_requested.is_set():
+            return False
+        self._save_requested.clear()
+        return True
 
     def take_signals_back(self) -> None:
         """Handles the signals again after a library has taken them.
@@ -75,8 +86,11 @@ class Interruption:
 
     def _listen(self) -> None:
         while number := os.read(self._reader, 1):
-            if number[0] in _SIGNALS:
+            if number[0] in _STOP_SIGNALS:
                 self._receive(number[0])
+            elif number[0] == _SAVE_SIGNAL:
+                self._save_requested.set()
+                _tell("SIGUSR1: saving after the running steps.")
 
     def _receive(self, number: int) -> None:
         name = signal.Signals(number).name

@@ -85,13 +85,8 @@ class Meeting:
         """
         self.workers: dict[int, Peer] = {}
         self._peers: list[Peer] = []
-        _, port = host_and_port(address)
-        both = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if both else socket.AF_INET
         try:
-            self._listener = socket.create_server(
-                ("", port), family=family, dualstack_ipv6=both
-            )
+            self._listener = _listen(address)
         except OSError as error:
             raise errors.UsageError(
                 f"The chief cannot listen at its address {address}:"
@@ -133,6 +128,25 @@ class Meeting:
         for peer in set(self._peers) - set(peers):
             peer.connection.close()
         self._peers = peers
+
+
+def is_port_free(address: str) -> bool:
+    """Tells whether this machine can listen at the port of an address."""
+    try:
+        _listen(address).close()
+    except OSError:
+        return False
+    return True
+
+
+def _listen(address: str) -> socket.socket:
+    _, port = host_and_port(address)
+    both = socket.has_dualstack_ipv6()
+    return socket.create_server(
+        ("", port),
+        family=socket.AF_INET6 if both else socket.AF_INET,
+        dualstack_ipv6=both,
+    )
 
 
 def _may_stay(hello: dict[str, Any] | None) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from trainer import errors
 from trainer.cluster import Cluster, host_and_port
-from trainer.meeting import Meeting, Peer
+from trainer.meeting import Meeting, Peer, is_port_free
 
 _POLL_SECS = 0.1
 _CONNECT_SECS = 5.0
@@ -47,7 +47,10 @@ def meet(
     """
     if cluster.num_workers == 1:
         return True
-    facts = {"the number of workers": str(cluster.num_workers), **facts}
+    facts = {
+        "the number of workers": str(cluster.num_workers),
+        **facts,
+    }
     watch = _Watch(timeout_secs, should_stop, say)
     try:
         if cluster.is_chief:
@@ -119,6 +122,10 @@ def _go_to_chief(
     others = "the others; the chief names them"
     problem = f"{chief} did not answer"
     wait_secs = 0.0
+    trouble = ""
+    if not is_port_free(cluster.address):
+        # So that all hear of it, before TensorFlow fails to listen there.
+        trouble = "its port is in use by another program"
     while watch.goes_on(chief):
         connection = _connect(cluster.addresses[0], wait_secs, watch, chief)
         wait_secs = _RETRY_SECS
@@ -127,7 +134,9 @@ def _go_to_chief(
         problem = f"{chief} answered, but others did not come; it names them"
         with connection:
             peer = Peer(connection, watch.timeout_secs)
-            peer.send({"index": cluster.index, "facts": facts})
+            peer.send(
+                {"index": cluster.index, "facts": facts, "trouble": trouble}
+            )
             while peer.hear() and not peer.message and watch.goes_on(others):
                 time.sleep(_POLL_SECS)
         match peer.message:
@@ -165,7 +174,10 @@ def _differences(
     """Returns an error text, empty if all were started alike."""
     lines = []
     for index, worker in sorted(workers.items()):
-        theirs = worker.message["facts"] if worker.message else {}
+        hello = worker.message or {}
+        theirs = hello.get("facts", {})
+        if trouble := hello.get("trouble"):
+            lines.append(f"{_names(cluster, [index])}: {_show(trouble)}")
         for name in facts | theirs:
             if theirs.get(name) != facts.get(name):
                 lines.append(
@@ -178,7 +190,7 @@ def _differences(
     if len(lines) > _MAX_SHOWN:
         lines[_MAX_SHOWN:] = [f"and {len(lines) - _MAX_SHOWN} more"]
     return (
-        "The workers were started in different ways:\n  "
+        "The workers cannot train together:\n  "
         + "\n  ".join(lines)
         + "\nStart all workers with the same command and the same versions."
     )

@@ -12,22 +12,35 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from types import TracebackType
+from typing import NamedTuple
 
 import tensorflow as tf
 from absl import logging
 
 from trainer import errors
 
-_LEAVE_SECS = 10.0
-# What TensorFlow raises where another worker has gone.
+_LEAVE_SECS = 60.0
+# What TensorFlow raises where another worker has gone; with other errors it
+# says that it has aborted the collective operations.
 _LOST_ERRORS = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
-    tf.errors.InternalError,
     tf.errors.UnavailableError,
-    tf.errors.UnknownError,
 )
+_LOST_TEXT = "Collective ops is aborted by"
+
+
+class Vote(NamedTuple):
+    """What all workers do next.
+
+    Attributes:
+      stops: save and stop.
+      saves: save after the next steps.
+    """
+
+    stops: bool
+    saves: bool
 
 
 class Team:
@@ -36,7 +49,7 @@ class Team:
     Attributes:
       strategy: the replicas of all workers.
       is_chief: whether this worker is the one that reads and writes files.
-      exit_code: what `wants_to_stop` has agreed upon: 0, 130 or 143.
+      exit_code: what the last `vote` has agreed upon: 0, 130 or 143.
     """
 
     def __init__(
@@ -89,20 +102,24 @@ class Team:
         """Returns the chief's value; what the others give is ignored."""
         return self.share(value)[0]
 
-    def wants_to_stop(self, exit_code: int) -> bool:
-        """Whether a signal has reached any worker; see `exit_code`.
+    def vote(self, *, exit_code: int = 0, wants_save: bool = False) -> Vote:
+        """Asks all workers whether signals want something of them.
 
         Args:
-          exit_code: this worker's: 0, or 130 or 143 if one has reached it.
+          exit_code: this worker's: 0, or 130 or 143 if it is to stop.
+          wants_save: whether it was asked to save.
         """
-        exit_codes = self.share(exit_code)
+        votes = [divmod(v, 2) for v in self.share(exit_code * 2 + wants_save)]
+        exit_codes = [code for code, _ in votes]
         self.exit_code = max(exit_codes)
         if self.exit_code and not exit_code:
             logging.info(
                 "Worker %d was told to stop, and all stop with it.",
                 exit_codes.index(self.exit_code),
             )
-        return bool(self.exit_code)
+        return Vote(
+            stops=bool(self.exit_code), saves=any(saves for _, saves in votes)
+        )
 
     def check_same_data(self, digest: str) -> None:
         """Refuses workers that have read different data.
@@ -160,9 +177,9 @@ class Team:
                 # The chief may still be saving, and whoever leaves takes the
                 # connection with it.
                 self.share(0)
-            except _LOST_ERRORS as lost:
+            except tf.errors.OpError as lost:
                 raise _stalled(lost) from lost
-        elif isinstance(error, _LOST_ERRORS):
+        elif _tells_of_a_loss(error):
             raise _stalled(error) from error
         elif not isinstance(error, errors.PeerError):
             self._tell_others(getattr(error, "exit_code", 1))
@@ -171,7 +188,7 @@ class Team:
         """Takes part in their next exchange, if they come to one in time."""
 
         def tell() -> None:
-            with contextlib.suppress(*_LOST_ERRORS):
+            with contextlib.suppress(tf.errors.OpError):
                 self._exchange(error_code=error_code, value=0)
 
         thread = threading.Thread(target=tell, name="leaving", daemon=True)
@@ -216,6 +233,12 @@ def _contribute(variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
         mine = tf.where(is_first, value, nothing)
         sums.append(replica.all_reduce(tf.distribute.ReduceOp.SUM, mine))
     return sums
+
+
+def _tells_of_a_loss(error: BaseException) -> bool:
+    return isinstance(error, _LOST_ERRORS) or (
+        isinstance(error, tf.errors.OpError) and _LOST_TEXT in str(error)
+    )
 
 
 def _stalled(error: BaseException) -> errors.StalledError:

@@ -89,11 +89,14 @@ class TrainStep:
 
         Returns:
           `METRIC_NAMES` of the last round, over its global batch; with loss
-          scaling `SCALE_METRIC_NAMES` as they are after it; and
-          `data_wait_secs`, how long all the rounds together waited for data.
+          scaling `SCALE_METRIC_NAMES`, the scales that it was computed with and
+          the updates left out until after it; and `data_wait_secs`, how long
+          all the rounds together waited for data.
         """
         metrics, data_wait_secs = self._run_steps(
-            tf.constant(num_steps, tf.int64)
+            # Of 32 bits, for those stay in the host's memory, and a loop that
+            # asks a GPU whether to go on waits for it at every step.
+            tf.constant(num_steps, tf.int32)
         )
         values = metrics.numpy().tolist()
         return {
@@ -131,6 +134,7 @@ class TrainStep:
         replica = tf.distribute.get_replica_context()
         generator = Network.of(state.generator)
         discriminator = Network.of(state.discriminator)
+        scales = [_scale_of(state.g_loss_scale), _scale_of(state.d_loss_scale)]
         sums = _sum_over_replicas(
             replica,
             self._contribution(
@@ -156,9 +160,12 @@ class TrainStep:
         )
         metrics = [sums.means, [g_norm, d_norm]]
         if state.g_loss_scale and state.d_loss_scale:
-            scales = [state.g_loss_scale, state.d_loss_scale]
-            metrics.append([s.scale for s in scales])
-            metrics.append([tf.cast(s.num_skipped, tf.float32) for s in scales])
+            skipped = [
+                state.g_loss_scale.num_skipped,
+                state.d_loss_scale.num_skipped,
+            ]
+            metrics.append(scales)
+            metrics.append([tf.cast(count, tf.float32) for count in skipped])
         return tf.concat(metrics, axis=0)
 
     def _contribution(
@@ -172,17 +179,13 @@ class TrainStep:
         state = self._state
         num_replicas = self._strategy.num_replicas_in_sync
         part_size = real.shape[0] // self._num_accumulation_steps
-        parts: list[Contribution] = []
-        for index in range(self._num_accumulation_steps):
+
+        def compute_part(index: int, after: list[tf.Tensor]) -> Contribution:
             first = index * part_size
-            # A part waits for the one before, or all would need their memory
-            # at once; and the first for its data, or the generator would occupy
-            # the cores and that would be measured as waiting.
-            before = tf.nest.flatten(parts[-1]) if parts else [real]
-            with tf.control_dependencies(before):
+            with tf.control_dependencies(after):
                 step = tf.identity(state.global_step)
                 part_real = tf.identity(real[first : first + part_size])
-            part = self._compute(
+            return self._compute(
                 generator.weights,
                 generator.buffers,
                 discriminator.weights,
@@ -195,10 +198,15 @@ class TrainStep:
                 g_scale=_scale_of(state.g_loss_scale),
                 d_scale=_scale_of(state.d_loss_scale),
             )
-            parts.append(part)
-        return tf.nest.map_structure(
-            lambda *summands: tf.add_n(summands), *parts
-        )
+
+        # The first part waits for its data, or the generator would occupy the
+        # cores and that would be measured as waiting; the others for the sum of
+        # those before, or all would need their memory at once.
+        total = compute_part(0, after=[real])
+        for index in range(1, self._num_accumulation_steps):
+            part = compute_part(index, after=tf.nest.flatten(total))
+            total = tf.nest.map_structure(tf.add, total, part)
+        return total
 
     def _compute_contribution(
         self,

@@ -5,6 +5,7 @@ with GPUs, N replicas are on the first N of them; on another, on N logical CPUs,
 which share the cores.
 """
 
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer import assembly, checkpoint, data, distribution
+from trainer import assembly, checkpoint, data, distribution, train
 from trainer.config import Config
+from trainer.run_directory import RunDirectory
 from trainer.storage.local import LocalStore
 from trainer.team import Team
 from trainer.train_step import TrainStep
+from trainer.watchdog import Watchdog
 
 
 def loop(*, num_replicas: int = 1, **settings: Any) -> Callable[[int], None]:
@@ -54,6 +57,47 @@ def loop_of_nothing(
         one_batch = tf.data.Dataset.from_tensors(next(step._batches))
         replace_batches(step, one_batch.repeat())
     return in_loops(config, step)
+
+
+def run_of_nothing(**settings: Any) -> Callable[[int], None]:
+    """Returns what runs a run's own loop, `train._train`, around such steps.
+
+    With what it does beside training: progress lines, metrics, events and the
+    workers' vote; without sample grids and checkpoints.
+    """
+    config = configure(**settings)
+    strategy = start_devices(config)
+    team = Team(strategy)
+    dataset = data.load(config.dataset, data_dir=config.data_dir)
+    state = assembly.build_state(config, strategy)
+    step = assembly.build_step(config, team, dataset, state)
+    make_idle(step)
+    replace_batches(
+        step, tf.data.Dataset.from_tensors(next(step._batches)).repeat()
+    )
+    schedule = dataclasses.replace(
+        assembly.make_schedule(config, strategy, dataset),
+        epochs=10**6,
+        sample_every_epochs=10**6,
+        checkpoint_every_epochs=10**6,
+    )
+    directory = RunDirectory(Path(tempfile.mkdtemp()))
+    outputs = assembly.open_outputs(config, directory, schedule, state, 0)
+    done = 0
+
+    def run(num_steps: int) -> None:
+        nonlocal done
+        done = train._train(
+            step,
+            schedule=dataclasses.replace(schedule, max_steps=done + num_steps),
+            first_step=done,
+            outputs=outputs,
+            save=lambda step: None,
+            next_vote=team.vote,
+            watchdog=Watchdog(stall_timeout_secs=0),
+        )
+
+    return run
 
 
 def checkpoint_save(**settings: Any) -> Callable[[int], None]:
@@ -111,7 +155,7 @@ def build_step(config: Config) -> TrainStep:
     strategy = start_devices(config)
     dataset = data.load(config.dataset, data_dir=config.data_dir)
     state = assembly.build_state(config, strategy)
-    return assembly.build_step(config, Team(strategy), dataset, state, 0)
+    return assembly.build_step(config, Team(strategy), dataset, state)
 
 
 def in_loops(config: Config, step: TrainStep) -> Callable[[int], None]:

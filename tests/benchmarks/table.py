@@ -47,7 +47,7 @@ def jit() -> Iterator[Group]:
                 precision=name,
                 jit_compile=choice,
             )
-            for name in ("float32", "mixed_float16")
+            for name in ("float32", "mixed_bfloat16", "mixed_float16")
             for choice in ("off", "on")
         ],
     )
@@ -64,6 +64,28 @@ def steps_per_loop() -> Iterator[Group]:
             for number in _STEPS_PER_LOOP
         ],
     )
+
+
+def best() -> Iterator[Group]:
+    """What a GPU is fastest with: everything at once."""
+    for size in _BATCH_SIZES:
+        yield _rates(
+            f"Everything at once, batch {size}",
+            "XLA, 100 steps a loop, half precision.",
+            _tutorial(num_steps=_long_turn(), batch_size=size),
+            *[
+                _ours(
+                    f"ours, {name}",
+                    _long_turn(),
+                    batch_size=size,
+                    precision=name,
+                    jit_compile="on",
+                    steps_per_loop=100,
+                )
+                for name in ("mixed_bfloat16", "mixed_float16")
+            ],
+            batch_size=size,
+        )
 
 
 def batch() -> Iterator[Group]:
@@ -178,11 +200,19 @@ def host() -> Iterator[Group]:
         " trains, with batches that cost nothing and steps that compute"
         " nothing: their ratios are the loop's share of a step. The two clocks"
         " are those of `data_wait_secs`. What it costs to launch the step's own"
-        " ops is not in it; a GPU that is not busy all the time shows that.",
+        " ops is not in it; a GPU that is not busy all the time shows that."
+        " The last row adds what a run does around its calls into TensorFlow:"
+        " progress, metrics and events.",
         [
             _ours("step, 100 a loop", _long_turn(), steps_per_loop=100),
             _ours("step, 1 a loop", _long_turn(), steps_per_loop=1),
             *loops_of_nothing,
+            contestant(
+                "nothing, 10 a loop, in a whole run",
+                "ours.run_of_nothing",
+                _NOTHING_FACTOR * command.STEPS.value,
+                steps_per_loop=10,
+            ),
         ],
     )
 
@@ -224,9 +254,15 @@ _GROUPS: dict[str, Callable[[], Iterator[Group]]] = {
         checkpoint,
         pytorch,
         host,
+        best,
     )
 }
-_CHOSEN = flags.DEFINE_list("groups", list(_GROUPS), "Which tables to print.")
+_CHOSEN = flags.DEFINE_list(
+    "groups",
+    # On CPUs, XLA makes the last one pointless and very slow.
+    [name for name in _GROUPS if name != "best"],
+    "Which tables to print.",
+)
 flags.register_validator(
     "groups",
     lambda names: set(names) <= _GROUPS.keys(),

@@ -1,0 +1,176 @@
+"""What a run will do, settled before anything is built or written."""
+
+import dataclasses
+from pathlib import Path
+
+from absl import logging
+
+from trainer import (
+    assembly,
+    data,
+    distribution,
+    errors,
+    messages,
+    run_directory,
+)
+from trainer.config import Config
+from trainer.data.array_dataset import ArrayDataset
+from trainer.schedule import Schedule
+from trainer.storage import finder
+from trainer.storage.local import LocalStore
+from trainer.team import Team
+from trainer.watchdog import Watchdog
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is settled before anything is built or written.
+
+    Attributes:
+      found: the checkpoint to go on from; only the chief looks for it.
+      first_step: the step of that; every worker knows it.
+      num_rollbacks: how often the run has diverged and gone back so far.
+    """
+
+    config: Config
+    team: Team
+    directory: run_directory.RunDirectory
+    dataset: ArrayDataset
+    data_digest: str
+    schedule: Schedule
+    store: LocalStore
+    found: finder.StoredCheckpoint | None
+    first_step: int
+    num_rollbacks: int
+
+
+def make_plan(config: Config, team: Team) -> Plan:
+    """Looks at devices, data and the run directory, and changes nothing.
+
+    Raises:
+      TrainerError: something does not fit.
+    """
+    logging.info("Training on %s.", distribution.describe(team.strategy))
+    with Watchdog(stall_timeout_secs=config.stall_timeout_secs) as watchdog:
+        watchdog.beat()  # There is nothing yet that takes long to compile.
+        distribution.check_all_reduce(team.strategy)
+    directory = run_directory.RunDirectory(Path(str(config.workdir)))
+    if team.is_chief:
+        run_directory.check(config)
+    team.share(0)  # Or the others would learn of an error after their loading.
+    dataset = data.load(config.dataset, data_dir=config.data_dir)
+    data_digest = dataset.digest()  # Reads all of the data: once is enough.
+    team.check_same_data(data_digest)
+    schedule = assembly.make_schedule(config, team.strategy, dataset)
+    logging.info(
+        messages.batch_arithmetic(
+            dataset=config.dataset,
+            num_examples=len(dataset.labels),
+            global_batch_size=config.global_batch_size,
+            num_replicas=team.strategy.num_replicas_in_sync,
+            schedule=schedule,
+        )
+    )
+    store = LocalStore(directory.checkpoints)
+    found = None
+    if team.is_chief:
+        found = _find_checkpoint(
+            config, directory, store, data_digest, schedule
+        )
+    return Plan(
+        config=config,
+        team=team,
+        directory=directory,
+        dataset=dataset,
+        data_digest=data_digest,
+        schedule=schedule,
+        store=store,
+        found=found,
+        first_step=team.from_chief(found.step if found else 0),
+        num_rollbacks=team.from_chief(_num_rollbacks(found)),
+    )
+
+
+def roll_back(plan: Plan, error: errors.DivergedError) -> Plan:
+    """Goes back to the newest checkpoint, with other draws from there on.
+
+    Every worker comes here: they all see the same numbers.
+
+    Raises:
+      DivergedError: this was tried too often.
+    """
+    config, team = plan.config, plan.team
+    if plan.num_rollbacks >= config.max_rollbacks:
+        raise errors.DivergedError(
+            f"{error}: training has diverged, after {plan.num_rollbacks} "
+            f"rollbacks of --max_rollbacks={config.max_rollbacks}. The newest "
+            "checkpoint is from before. Lower --g_learning_rate and "
+            "--d_learning_rate in another --workdir."
+        ) from error
+    found = None
+    if team.is_chief:
+        found = finder.find_newest(plan.store, config_digest=config.digest())
+    first_step = team.from_chief(found.step if found else 0)
+    num_rollbacks = plan.num_rollbacks + 1
+    logging.warning(
+        "%s: training has diverged. Going back to step %d, with other random "
+        "draws and %g times the learning rates from there on (rollback %d of "
+        "%d).",
+        error,
+        first_step,
+        config.rollback_learning_rate_factor**num_rollbacks,
+        num_rollbacks,
+        config.max_rollbacks,
+    )
+    return dataclasses.replace(
+        plan,
+        # --resume spoke of the start of the command.
+        config=dataclasses.replace(config, resume="auto"),
+        found=found,
+        first_step=first_step,
+        num_rollbacks=num_rollbacks,
+    )
+
+
+def _num_rollbacks(found: finder.StoredCheckpoint | None) -> int:
+    # Checkpoints of older versions do not know.
+    return found.host_state.get("num_rollbacks", 0) if found else 0
+
+
+def _find_checkpoint(
+    config: Config,
+    directory: run_directory.RunDirectory,
+    store: LocalStore,
+    data_digest: str,
+    schedule: Schedule,
+) -> finder.StoredCheckpoint | None:
+    """Finds the checkpoint to go on from, and refuses what it does not fit."""
+    found = finder.find_newest(store, config_digest=config.digest())
+    if found is None:
+        if config.resume == "must":
+            raise errors.CheckpointError(
+                f"--resume=must, but there is no checkpoint in "
+                f"{store.location}. Leave --resume out to start from nothing."
+            )
+        if directory.config.exists():
+            logging.warning(
+                "%s holds a run, but no checkpoint of it: it starts again from "
+                "step 0, and what was logged and drawn is replaced.",
+                directory.root,
+            )
+        return None
+    saved_digest = found.host_state.get("data_digest")
+    if saved_digest != data_digest:
+        raise errors.DataError(
+            f"The data has changed since {found.name}: its digest was "
+            f"{saved_digest} and is {data_digest}. A run goes on with the "
+            "data that it began with: put that back, or choose another "
+            "--workdir."
+        )
+    if found.step > schedule.final_step:
+        raise errors.UsageError(
+            f"--epochs={config.epochs} is less than what is trained: "
+            f"{found.name} is of epoch {schedule.epoch(found.step)}. Choose "
+            "as many epochs or more, or another --workdir."
+        )
+    return found
