@@ -254,7 +254,11 @@ def _assert_overflow_skips_one_network_only(
     _assert_same(after[other], good_after[other])
     for name in _NETWORKS:
         _assert_equal_on_all_replicas(after[name])
-    assert metrics[f"{network}_loss_scale"] == INITIAL_SCALE / 2
+    # The one that was too large; the next step's is half of it, once.
+    assert metrics[f"{network}_loss_scale"] == INITIAL_SCALE
+    scales = {"g": state.g_loss_scale, "d": state.d_loss_scale}
+    assert scales[network].scale.numpy() == INITIAL_SCALE / 2
+    assert scales[other].scale.numpy() == INITIAL_SCALE
     assert metrics[f"{network}_skipped_steps"] == 1
     assert metrics[f"{other}_loss_scale"] == INITIAL_SCALE
     assert metrics[f"{other}_skipped_steps"] == 0
@@ -281,6 +285,28 @@ def test_an_overflow_anywhere_leaves_one_network_out(
     network: str, replicas: set[int]
 ) -> None:
     _assert_overflow_skips_one_network_only(network, replicas)
+
+
+def test_an_overflow_leaves_another_optimizer_alone_too() -> None:
+    strategy = _mirrored(2)
+    state = tiny.build_state(
+        strategy, precision="mixed_float16", optimizer="rmsprop"
+    )
+    overflow = _Overflow("d", {1})
+    step = _make_step(state, strategy, loss=overflow)
+    step.run(1)
+    # Its slots, and the weights that it updates.
+    before = [v.numpy() for v in state.d_optimizer.variables]
+    overflow.is_on.assign(True)
+    step.run(1)
+    for variable, value in zip(
+        state.d_optimizer.variables, before, strict=True
+    ):
+        for copy in variable.values:
+            np.testing.assert_array_equal(copy.numpy(), value)
+    overflow.is_on.assign(False)
+    step.run(1)
+    assert not np.array_equal(state.d_optimizer.variables[0].numpy(), before[0])
 
 
 @pytest.mark.parametrize("part", [0, 1])

@@ -77,6 +77,7 @@ def build_state(
     learning_rate: float = 1e-4,
     seed: int = 0,
     precision: str = "float32",
+    optimizer: str = "adam",
 ) -> TrainState:
     """Builds the networks, or others, on the replicas."""
 
@@ -93,6 +94,7 @@ def build_state(
             d_learning_rate=learning_rate,
             seed=seed,
             precision=precision,
+            optimizer=optimizer,
         )
 
 
