@@ -7,6 +7,7 @@ import setuptools
 # BUILD.md says what each package is for, and which versions the tests ran with.
 _INSTALL_REQUIRES = [
     "absl-py>=2.1,<3",
+    "google-cloud-storage>=3.4,<4",
     "google-crc32c>=1.6,<2",
     # Declared for tensorflow-datasets, which imports it without saying so.
     "importlib_resources>=6.4,<8",

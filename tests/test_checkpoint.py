@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
 
 import keras
 import numpy as np
@@ -341,6 +342,214 @@ def test_a_bad_checkpoint_of_the_same_step_is_replaced(root, warnings, name):
     assert name in warnings[-1]
 
 
+def test_the_variables_may_change_between_write_and_publish(root):
+    objects = build(2)
+    randomise(objects, seed=7)
+    expected = values(objects)
+    saver = checkpointer(root, objects)
+    pending = saver.write(350, {"epoch": 3})
+    assert LocalStore(root).list_names() == []
+    randomise(objects, seed=8)
+    saver.publish(pending)
+    assert saver.newest_good == "step-000000350"
+    assert os.listdir(root) == ["step-000000350"]
+    restore_newest(root, saver)
+    for value, restored in zip(expected, values(objects), strict=True):
+        np.testing.assert_array_equal(value, restored)
+
+
+def test_there_is_nothing_to_publish_for_a_saved_step(root):
+    save_steps(root, [1, 2])
+    saver = checkpointer(root, small(), attempt="a2")
+    assert saver.newest_good is None
+    assert saver.write(1, {}) is None
+    assert saver.newest_good == "step-000000001"
+    restore_newest(root, saver)
+    assert saver.newest_good == "step-000000002"
+
+
+def poison(variable, value, copy=0):
+    """Puts one such number into one replica's copy of a Keras variable."""
+    target = variable.value.values[copy]
+    poisoned = target.numpy()
+    poisoned.flat[-1] = value
+    target.assign(poisoned)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        ("model", "kernel"),
+        ("model", "moving_variance"),
+        ("optimizer", "kernel_velocity"),
+    ],
+)
+def test_what_is_not_finite_is_never_saved(root, owner, name, value):
+    objects = build(2)
+    saver = checkpointer(root, objects)
+    saver.save(1, {})
+    (variable,) = (
+        v for v in getattr(objects, owner).variables if v.path.endswith(name)
+    )
+    poison(variable, value)
+    with pytest.raises(errors.DivergedError, match="at step 2") as caught:
+        saver.save(2, {})
+    assert variable.path in str(caught.value)
+    assert caught.value.exit_code == 5
+    assert os.listdir(root) == ["step-000000001"]
+    poison(variable, 0.0)
+    saver.save(2, {})
+    assert sorted(step_numbers(root)) == [1, 2]
+
+
+def test_one_poisoned_replica_is_enough(root):
+    objects = build(4)
+    poison(objects.model.variables[0], np.nan, copy=3)
+    with pytest.raises(errors.DivergedError, match="kernel"):
+        checkpointer(root, objects).save(1, {})
+    assert not root.exists()
+
+
+def test_the_largest_numbers_and_other_types_are_finite(root):
+    objects = tf.train.Checkpoint(
+        large=tf.Variable([np.float32(3.4e38), -np.float32(3.4e38)]),
+        half=tf.Variable([65504.0], dtype=tf.float16),
+        brain=tf.Variable([3e38], dtype=tf.bfloat16),
+        empty=tf.Variable(np.zeros([0, 3], np.float32)),
+        step=tf.Variable(2**62, dtype=tf.int64),
+        flag=tf.Variable(True),
+    )
+    checkpointer(root, objects).save(1, {})
+    objects.brain.assign([np.inf])
+    with pytest.raises(errors.DivergedError, match="brain"):
+        checkpointer(root, objects).save(2, {})
+    no_floats = tf.train.Checkpoint(step=objects.step)
+    checkpointer(root, no_floats).save(3, {})
+    assert sorted(step_numbers(root)) == [1, 3]
+
+
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    tf.errors.ResourceExhaustedError(None, None, "No space left on device"),
+]
+# With the bundle, with the host state, and with the manifest.
+WRITES = [
+    (tf.train.Checkpoint, "write", 1),
+    (pathlib.Path, "write_bytes", 1),
+    (pathlib.Path, "write_bytes", 2),
+]
+
+
+def refuse(patch, owner, function, *, error, first, times=1):
+    """Lets some calls of a function fail, from the so-manieth on."""
+    calls = []
+    original = getattr(owner, function)
+
+    def call(*args, **options):
+        calls.append(args)
+        if first <= len(calls) < first + times:
+            raise error
+        return original(*args, **options)
+
+    patch.setattr(owner, function, call)
+
+
+@pytest.mark.parametrize(
+    ("owner", "function", "first", "error"),
+    [
+        *((*write, error) for write in WRITES for error in FULL[:2]),
+        (*WRITES[0], FULL[2]),
+    ],
+)
+def test_a_full_disk_costs_the_oldest_checkpoint(
+    root, monkeypatch, warnings, owner, function, first, error
+):
+    save_steps(root, [1, 2, 3])
+    with monkeypatch.context() as patch:
+        refuse(patch, owner, function, error=error, first=first)
+        save_steps(root, [4], attempt="a2")
+    assert restored_step(root) == 4
+    assert sorted(os.listdir(root)) == [f"step-{n:09d}" for n in (2, 3, 4)]
+    (line,) = warnings
+    assert "step-000000001 was deleted to make room" in line
+
+
+@pytest.mark.parametrize(("owner", "function", "first"), WRITES)
+def test_a_full_disk_is_tried_once_more_and_not_for_ever(
+    root, monkeypatch, owner, function, first
+):
+    save_steps(root, [1, 2, 3])
+    with monkeypatch.context() as patch:
+        refuse(patch, owner, function, error=FULL[0], first=first, times=9)
+        with pytest.raises(errors.StorageError, match="No space left"):
+            save_steps(root, [4], attempt="a2")
+    assert sorted(os.listdir(root)) == ["step-000000002", "step-000000003"]
+    assert restored_step(root) == 3
+
+
+@pytest.mark.parametrize(("owner", "function", "first"), WRITES)
+def test_no_other_error_costs_a_checkpoint(
+    root, monkeypatch, owner, function, first
+):
+    save_steps(root, [1, 2, 3])
+    error = OSError(errno.EIO, "Input/output error")
+    with monkeypatch.context() as patch:
+        refuse(patch, owner, function, error=error, first=first)
+        with pytest.raises(errors.StorageError, match="Input/output"):
+            save_steps(root, [4], attempt="a2")
+    assert sorted(step_numbers(root)) == [1, 2, 3]
+
+
+def test_a_disk_that_is_full_after_the_rename_is_named_as_such(
+    root, monkeypatch
+):
+    save_steps(root, [1, 2])
+    with monkeypatch.context() as patch:
+        refuse(patch, os, "fsync", error=FULL[0], first=6)
+        with pytest.raises(errors.StorageError, match="No space left"):
+            save_steps(root, [3], attempt="a2")
+    assert restored_step(root) == 3
+    assert sorted(step_numbers(root)) == [1, 2, 3]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte, where the machine permits to mount it."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=20)
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"Nothing can be mounted here: {error}")
+    yield path
+    # Lazily: a failed test may have left a file open.
+    subprocess.run(["umount", "-l", str(path)], check=True, timeout=20)
+
+
+def test_a_disk_that_is_really_full(small_disk, warnings):
+    root = small_disk / "checkpoints"
+    # A third of the disk each, so that the third one does not fit.
+    objects = tf.train.Checkpoint(value=tf.Variable(tf.zeros([85_000])))
+    saver = checkpointer(root, objects, keep=5)
+    for step in (1, 2, 3, 4):
+        objects.value.assign(tf.fill([85_000], float(step)))
+        saver.save(step, {})
+    assert sorted(os.listdir(root)) == ["step-000000003", "step-000000004"]
+    assert len(warnings) == 2
+    assert all("to make room" in line for line in warnings)
+    # What may not be deleted is not, even if nothing can be saved any more.
+    (small_disk / "others").write_bytes(b"x" * 300_000)
+    keeper = checkpointer(root, objects, attempt="a2", keep_every_steps=3)
+    with pytest.raises(errors.StorageError, match="No space left"):
+        keeper.save(5, {})
+    assert sorted(os.listdir(root)) == ["step-000000003", "step-000000004"]
+    assert restore_newest(root, saver).step == 4
+    np.testing.assert_array_equal(objects.value, np.full([85_000], 4.0))
+
+
 class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
@@ -466,7 +675,12 @@ def test_a_manifest_without_the_bundle_is_not_good(root):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"keep": 0}, {"attempt": "a/b"}, {"config_digest": ""}],
+    [
+        {"keep": 0},
+        {"keep_every_steps": 0},
+        {"attempt": "a/b"},
+        {"config_digest": ""},
+    ],
 )
 def test_impossible_settings_are_refused(root, changes):
     with pytest.raises(ValueError, match="must be"):

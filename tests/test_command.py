@@ -100,7 +100,7 @@ def test_ctrl_c_twice_stops_at_once(tmp_path: pathlib.Path) -> None:
     assert time.monotonic() - start_secs < 1.0
     assert "stopping at once" in command.stderr
     assert "Traceback" not in command.stderr
-    assert not (workdir / "checkpoints").exists()
+    assert not runs.checkpoint_names(workdir)
 
 
 def test_sigterm_saves_and_exits_143(tmp_path: pathlib.Path) -> None:

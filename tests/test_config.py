@@ -42,6 +42,7 @@ MAY_CHANGE = {
     "deterministic": "on",
     "checkpoint_every_epochs": 1,
     "keep_checkpoints": 1,
+    "keep_every_epochs": 20,
     "sample_every_epochs": 2,
     "num_samples": 25,
     "log_every_steps": 1,

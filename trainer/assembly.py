@@ -115,6 +115,7 @@ def make_schedule(
         log_every_steps=config.log_every_steps or config.steps_per_loop,
         sample_every_epochs=config.sample_every_epochs,
         checkpoint_every_epochs=config.checkpoint_every_epochs,
+        keep_every_epochs=config.keep_every_epochs,
     )
 
 

@@ -2,11 +2,13 @@
 
 A checkpoint is `step-000000350/` in a `CheckpointStore`: the TensorFlow bundle
 (`state.index`, `state.data-*`), `host_state.json`, and `MANIFEST.json`, without
-which it does not exist. Nothing is restored, and nothing is deleted in favour
-of it, before its files agree with its manifest. No pickle on any path.
+which it does not exist. Before its files agree with its manifest it is not
+restored, and, unless the disk is full, nothing is deleted in favour of it. No
+pickle on any path.
 """
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator
@@ -16,11 +18,22 @@ import tensorflow as tf
 from absl import logging
 
 from trainer import atomic_file, errors
+from trainer.finiteness import FiniteCheck
+from trainer.retention import Retention
 from trainer.storage import CheckpointStore, files, finder, manifest
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PendingCheckpoint:
+    """A written state that is no checkpoint yet."""
+
+    step: int
+    staging: pathlib.Path
+    replaces_bad: bool
+
+
 class Checkpointer:
-    """Saves and restores the state of one run."""
+    """Saves and restores the state of one run; one thread at a time."""
 
     def __init__(
         self,
@@ -30,6 +43,7 @@ class Checkpointer:
         keep_checkpoints: int,
         config_digest: str,
         attempt: str,
+        keep_every_steps: int | None = None,
     ) -> None:
         """Touches nothing yet.
 
@@ -40,25 +54,30 @@ class Checkpointer:
             keep_checkpoints: How many good ones to keep, at least 1.
             config_digest: The digest of what must not change within a run.
             attempt: A random id of this process, a plain file name.
+            keep_every_steps: See `Retention`.
 
         Raises:
             ValueError: If a value breaks these rules.
         """
-        if keep_checkpoints < 1:
-            raise ValueError(
-                f"keep_checkpoints={keep_checkpoints} must be at least 1."
-            )
         for value in (config_digest, attempt):
             if not manifest.is_plain_name(value):
                 raise ValueError(f"{value!r} must be a plain file name.")
         self._objects = objects
         self._store = store
-        self._keep_checkpoints = keep_checkpoints
         self._config_digest = config_digest
         self._attempt = attempt
-        # Names that this process has verified or restored from: retention
-        # does not read them again after every save.
-        self._good: set[str] = set()
+        self._retention = Retention(
+            store,
+            keep_checkpoints=keep_checkpoints,
+            keep_every_steps=keep_every_steps,
+            config_digest=config_digest,
+        )
+        self._finite_check = FiniteCheck(objects)
+
+    @property
+    def newest_good(self) -> str | None:
+        """The newest checkpoint that was verified or restored here, by name."""
+        return self._retention.newest_trusted
 
     def restore(self, stored: finder.StoredCheckpoint) -> None:
         """Puts the values of a checkpoint into the variables.
@@ -88,43 +107,96 @@ class Checkpointer:
                 "version of the program that wrote it, or start afresh in "
                 "another --workdir."
             ) from error
-        self._good.add(stored.name)
+        self._retention.trust(stored.name)
 
     def save(self, step: int, host_state: dict[str, Any]) -> None:
-        """Commits the state after a global step; then retention.
+        """Commits the state after a global step: `write`, then `publish`."""
+        pending = self.write(step, host_state)
+        if pending is not None:
+            self.publish(pending)
 
-        If a good checkpoint of this step exists, it stays as it is, whoever
-        wrote it: a good one is never overwritten. A bad one is replaced.
+    def write(
+        self, step: int, host_state: dict[str, Any]
+    ) -> PendingCheckpoint | None:
+        """Takes the state as it is now to a local staging directory.
+
+        This is all that must happen between two training steps: the variables
+        may change after it. It looks at each variable (`FiniteCheck` says what
+        that costs), writes it, and does not wait for the disk. If that is full,
+        it tries once more after `Retention.make_room_after`.
 
         Args:
             step: The global step.
             host_state: What the variables do not hold; JSON types only.
 
+        Returns:
+            What to publish. None if a good checkpoint of this step exists,
+            whoever wrote it: only a bad one is replaced.
+
         Raises:
             CheckpointError: If another configuration's checkpoint has the
                 name.
-            StorageError: If it cannot be written or does not read back as it
-                was written. The older checkpoints are all there then.
+            DivergedError: If a variable holds a number that is not finite.
+            StorageError: If it cannot be written.
             ValueError: If the step is negative or the host state is too large.
         """
         name = manifest.checkpoint_name(step)
-        replaces_bad = False
-        if name in self._store.list_names():
-            replaces_bad = not self._is_saved(name)
-            if not replaces_bad:
-                return
-        staging = self._write(name, host_state)
-        self._publish(staging, step=step, replaces_bad=replaces_bad)
+        replaces_bad = name in self._store.list_names()
+        if replaces_bad and self._is_saved(name):
+            return None
+        self._finite_check.check(step)
+        try:
+            staging = self._stage(name, host_state)
+        except errors.StorageError as error:
+            if not self._retention.make_room_after(error):
+                raise
+            staging = self._stage(name, host_state)
+        return PendingCheckpoint(
+            step=step, staging=staging, replaces_bad=replaces_bad
+        )
+
+    def publish(self, pending: PendingCheckpoint) -> None:
+        """Commits what was written, verifies it, then deletes older ones.
+
+        Looks at no variable. If the disk is full, it tries once more after
+        `Retention.make_room_after`.
+
+        Args:
+            pending: What `write` returned last; it is used up by this.
+
+        Raises:
+            StorageError: If it cannot be committed or does not read back as it
+                was written. The older ones stay, but for one to make room.
+        """
+        with self._discarded_on_error(pending.staging):
+            record = files.describe(
+                pending.staging,
+                step=pending.step,
+                attempt=self._attempt,
+                config_digest=self._config_digest,
+            )
+            if pending.replaces_bad:
+                self._retention.delete(record.name)
+            self._commit(pending.staging, record)
+        try:
+            self._retention.verify(record.name)
+        except manifest.BadCheckpointError as error:
+            raise errors.StorageError(
+                f"Checkpoint {record.name} in {self._store.location} does not "
+                f"read back as it was written: {error}. The older ones are "
+                "kept. Check the disk, then run the same command again."
+            ) from error
+        logging.info("Saved %s (%.1f MB).", record.name, record.size / 1e6)
+        self._retention.prune(record.name)
 
     def _is_saved(self, name: str) -> bool:
+        known = self._retention.trusts(name)
         try:
-            record = finder.verify(
-                self._store, name, config_digest=self._config_digest
-            )
+            record = self._retention.verify(name)
         except manifest.BadCheckpointError as error:
             logging.warning("Checkpoint %s is replaced: %s", name, error)
             return False
-        known = record.attempt == self._attempt or name in self._good
+        known = known or record.attempt == self._attempt
         logging.log(
             logging.INFO if known else logging.WARNING,
             "Checkpoint %s exists and is good (attempt %s); it is kept.",
@@ -133,12 +205,7 @@ class Checkpointer:
         )
         return True
 
-    def _write(self, name: str, host_state: dict[str, Any]) -> pathlib.Path:
-        """Takes the state as it is now to a local staging directory.
-
-        After this the variables may change. It is all that must happen
-        between two training steps; `_publish` could run beside the next ones.
-        """
+    def _stage(self, name: str, host_state: dict[str, Any]) -> pathlib.Path:
         data = json.dumps(host_state, indent=1).encode()
         if len(data) > finder.MAX_HOST_STATE_BYTES:
             raise ValueError(
@@ -151,33 +218,18 @@ class Checkpointer:
             (staging / finder.HOST_STATE).write_bytes(data)
         return staging
 
-    def _publish(
-        self, staging: pathlib.Path, *, step: int, replaces_bad: bool
-    ) -> None:
-        """Commits a staging directory, verifies it, then prunes older ones."""
-        with self._discarded_on_error(staging):
-            record = files.describe(
-                staging,
-                step=step,
-                attempt=self._attempt,
-                config_digest=self._config_digest,
-            )
-            if replaces_bad:
-                self._delete(record.name)
-            self._store.commit(staging, record)
+    def _commit(self, staging: pathlib.Path, record: manifest.Manifest) -> None:
         try:
-            finder.verify(
-                self._store, record.name, config_digest=self._config_digest
-            )
-        except manifest.BadCheckpointError as error:
-            raise errors.StorageError(
-                f"Checkpoint {record.name} in {self._store.location} does not "
-                f"read back as it was written: {error}. The older ones are "
-                "kept. Check the disk, then run the same command again."
-            ) from error
-        self._good.add(record.name)
-        logging.info("Saved %s (%.1f MB).", record.name, record.size / 1e6)
-        self._prune(record.name)
+            self._store.commit(staging, record)
+        except errors.StorageError as error:
+            # The files are complete; if a disk that refused has lost some of
+            # them, the verification will tell. After the rename there is
+            # nothing left to commit.
+            if not staging.is_dir() or not self._retention.make_room_after(
+                error
+            ):
+                raise
+            self._store.commit(staging, record)
 
     @contextlib.contextmanager
     def _discarded_on_error(self, staging: pathlib.Path) -> Iterator[None]:
@@ -190,38 +242,3 @@ class Checkpointer:
                     "write", staging, error
                 ) from error
             raise
-
-    def _prune(self, saved: str) -> None:
-        """Deletes what is older than the newest good ones to keep.
-
-        Bad ones among those to keep stay too: nothing newer replaces them.
-        """
-        try:
-            kept = 0
-            for name in finder.newest_first(self._store):
-                if kept < self._keep_checkpoints:
-                    kept += self._is_good(name)
-                elif name != saved:
-                    self._delete(name)
-        except errors.StorageError as error:
-            # Too many checkpoints are no reason to stop; the next save tries
-            # again.
-            logging.warning("Older checkpoints are not deleted: %s", error)
-
-    def _is_good(self, name: str) -> bool:
-        if name not in self._good:
-            try:
-                finder.verify(
-                    self._store, name, config_digest=self._config_digest
-                )
-            except (manifest.BadCheckpointError, errors.CheckpointError):
-                return False
-            self._good.add(name)
-        return True
-
-    def _delete(self, name: str) -> None:
-        self._good.discard(name)
-        try:
-            self._store.delete(name)
-        except errors.StorageError as error:
-            logging.warning("Checkpoint %s is not deleted: %s", name, error)

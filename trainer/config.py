@@ -224,6 +224,14 @@ class Config:
     keep_checkpoints: int = _free(
         _OUTPUT, 3, "Keep this many newest ones.", "checkpoints", minimum=1
     )
+    keep_every_epochs: int | None = _free(
+        _OUTPUT,
+        None,
+        "Keep those of each such epoch for ever, besides the newest.",
+        "epochs",
+        minimum=1,
+        default_text="none",
+    )
     sample_every_epochs: int = _free(
         _OUTPUT, 1, "Draw the sample grid this often.", "epochs", minimum=1
     )

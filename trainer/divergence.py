@@ -1,9 +1,6 @@
 """How a run that diverges is noticed, and what it tries instead."""
 
 import math
-from collections.abc import Sequence
-
-import tensorflow as tf
 
 from trainer import errors, loss_scale
 
@@ -32,33 +29,9 @@ def check_metrics(metrics: dict[str, float], step: int) -> None:
             raise errors.DivergedError(f"{name} is {value} at step {step}")
 
 
-def check_variables(variables: Sequence[tf.Variable], step: int) -> None:
-    """Refuses a state that must not be saved; reads each variable once.
-
-    The metrics are those of the last of some steps, and know nothing of what
-    its update made of the weights.
-
-    Raises:
-      DivergedError: a number in it is not finite.
-    """
-    floating = [v for v in variables if v.dtype.is_floating]
-    for variable, is_finite in zip(
-        floating, _are_finite(floating), strict=True
-    ):
-        if not is_finite:
-            raise errors.DivergedError(
-                f"{variable.name} holds numbers that are not finite at step "
-                f"{step}"
-            )
-
-
 def seed_after(seed: int, num_rollbacks: int) -> int:
     """Returns the seed of what is drawn after so many rollbacks.
 
     The same draws would lead to the same end.
     """
     return (seed + num_rollbacks * _SEED_OFFSET) % (_MAX_SEED + 1)
-
-
-def _are_finite(variables: Sequence[tf.Variable]) -> list[bool]:
-    return [bool(tf.reduce_all(tf.math.is_finite(v))) for v in variables]

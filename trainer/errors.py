@@ -41,7 +41,7 @@ class CheckpointError(TrainerError):
 
 
 class DivergedError(TrainerError):
-    """A loss is no longer a finite number."""
+    """A loss, a gradient or a weight is no longer a finite number."""
 
     exit_code = 5
 

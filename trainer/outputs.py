@@ -45,6 +45,8 @@ class Outputs:
         self._num_steps = 0
         self._secs = 0.0
         self._data_wait_secs = 0.0
+        self._save_secs = 0.0
+        self._num_failed_saves = 0
 
     def show_real(self, images: np.ndarray) -> None:
         """Writes `real.png` from training samples, uint8 [B, H, W, C]."""
@@ -89,9 +91,22 @@ class Outputs:
                 **metrics,
                 "images_per_sec": images_per_sec,
                 "data_wait_secs": self._data_wait_secs,
+                "save_secs": self._save_secs,
+                "failed_saves": self._num_failed_saves,
             }
             self._metrics.write_scalars(step, scalars)
-            self._num_steps, self._secs, self._data_wait_secs = 0, 0.0, 0.0
+            self._num_steps, self._secs = 0, 0.0
+            self._data_wait_secs, self._save_secs = 0.0, 0.0
+
+    def note_save(self, *, secs: float, num_failed: int) -> None:
+        """Takes how long training stood still for a save.
+
+        Args:
+          secs: that it stood still.
+          num_failed: saves that have failed so far.
+        """
+        self._save_secs += secs
+        self._num_failed_saves = num_failed
 
     def draw_samples(self, step: int) -> None:
         """Writes the grid of the epoch that ends with `step`."""

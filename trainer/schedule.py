@@ -15,6 +15,8 @@ class Schedule:
       log_every_steps: steps between logged ones.
       sample_every_epochs: epochs between sample grids.
       checkpoint_every_epochs: epochs between checkpoints.
+      keep_every_epochs: epochs between checkpoints that stay for ever; None:
+        none does.
     """
 
     steps_per_epoch: int
@@ -24,6 +26,7 @@ class Schedule:
     log_every_steps: int
     sample_every_epochs: int
     checkpoint_every_epochs: int
+    keep_every_epochs: int | None = None
 
     @property
     def final_step(self) -> int:
@@ -36,6 +39,13 @@ class Schedule:
         if self.max_steps is None:
             return self.final_step
         return min(self.final_step, self.max_steps)
+
+    @property
+    def keep_every_steps(self) -> int | None:
+        """`keep_every_epochs`, in steps."""
+        if self.keep_every_epochs is None:
+            return None
+        return self.keep_every_epochs * self.steps_per_epoch
 
     def epoch(self, step: int) -> int:
         """The epoch, counted from 1, that the step ends in; 0 at step 0."""

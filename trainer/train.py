@@ -14,9 +14,12 @@ from trainer import (
     errors,
     messages,
     plans,
+    preflight,
     run_directory,
 )
+from trainer.background import BackgroundSaver
 from trainer.config import Config
+from trainer.finiteness import FiniteCheck
 from trainer.interruption import Interruption
 from trainer.outputs import NoOutputs, Outputs
 from trainer.plans import Plan
@@ -85,19 +88,13 @@ def _go_on(plan: Plan, interruption: Interruption) -> int:
                 first_step=plan.first_step,
                 num_rollbacks=plan.num_rollbacks,
             )
-
-            def save_what_is_finite(step: int) -> None:
-                # On every worker, so that all go back if one has to.
-                divergence.check_variables(state.variables, step)
-                save(step)
-
             outputs.show_real(plan.dataset.samples[: config.num_samples])
             return _train(
                 train_step,
                 schedule=plan.schedule,
                 first_step=plan.first_step,
                 outputs=outputs,
-                save=save_what_is_finite,
+                save=save,
                 next_vote=lambda: team.vote(
                     exit_code=interruption.exit_code,
                     wants_save=interruption.take_save_request(),
@@ -117,7 +114,8 @@ def _keep_files(
       after a step.
     """
     if not plan.team.is_chief:
-        yield NoOutputs(), lambda step: None
+        # The chief refuses to save what is not finite, and all go back then.
+        yield NoOutputs(), FiniteCheck(state.as_checkpoint()).check
         return
     config, schedule = plan.config, plan.schedule
     attempt = secrets.token_hex(8)
@@ -125,6 +123,7 @@ def _keep_files(
         objects=state.as_checkpoint(),
         store=plan.store,
         keep_checkpoints=config.keep_checkpoints,
+        keep_every_steps=schedule.keep_every_steps,
         config_digest=config.digest(),
         attempt=attempt,
     )
@@ -144,14 +143,24 @@ def _keep_files(
             "num_replicas": plan.team.strategy.num_replicas_in_sync,
             "num_rollbacks": plan.num_rollbacks,
         }
-        checkpointer.save(step, host_state)
+        saver.save(step, host_state)
+        outputs.note_save(
+            secs=saver.standstill_secs, num_failed=saver.num_failed
+        )
 
     with (
         run_directory.claim(config, attempt),
         assembly.open_outputs(
             config, plan.directory, schedule, state, plan.first_step
         ) as outputs,
+        BackgroundSaver(checkpointer) as saver,
     ):
+        preflight.probe(
+            plan.store,
+            keep_checkpoints=config.keep_checkpoints,
+            checkpoint_bytes=state.num_bytes,
+            attempt=attempt,
+        )
         yield outputs, save
 
 

@@ -91,6 +91,14 @@ class TrainState:
         # An optimizer knows the weights that it updates.
         return list({id(v): v for v in variables}.values())
 
+    @property
+    def num_bytes(self) -> int:
+        """What the variables take, of one replica, and about a checkpoint."""
+        return sum(
+            variable.dtype.size * variable.shape.num_elements()
+            for variable in self.variables
+        )
+
     def as_checkpoint(self) -> tf.train.Checkpoint:
         """Returns the objects to save and restore, by name."""
         objects = {

@@ -5,6 +5,7 @@ twice. It is first written to a *staging* directory on a local disk, whatever
 the store, and exists from the moment that its `MANIFEST.json` does.
 """
 
+import contextlib
 import pathlib
 from typing import Protocol
 
@@ -16,8 +17,9 @@ class CheckpointStore(Protocol):
 
     Every method raises `trainer.errors.StorageError` if the place as a whole
     refuses (no permission, no space, no network), which says nothing about
-    whether a checkpoint is good. Only `stage`, `commit`, `discard` and
-    `delete` change anything, so that a reader can use a store of a live run.
+    whether a checkpoint is good. Only `stage`, `commit`, `discard`, `delete`
+    and `scratch` change anything, so that a reader can use a store of a live
+    run.
     One thread writes at a time; others may read meanwhile.
     """
 
@@ -77,4 +79,24 @@ class CheckpointStore(Protocol):
 
         A crash in the middle leaves no checkpoint under the name, rather than
         a broken one.
+        """
+
+    def free_bytes(self) -> int | None:
+        """Returns the bytes that can still be written there.
+
+        None where nothing limits them, or where the place does not tell. The
+        place must exist, which it does after a `stage`.
+        """
+
+    def scratch(
+        self, *, attempt: str
+    ) -> contextlib.AbstractContextManager["CheckpointStore"]:
+        """Makes a store of the same kind in the same place, for trials.
+
+        While it is entered, it is as good as this one, whose readers never see
+        what is in it. Afterwards it is gone with all that it holds; after a
+        crash it takes some room until a later `stage`.
+
+        Args:
+            attempt: The id of the writing process, a plain file name.
         """

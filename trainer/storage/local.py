@@ -25,6 +25,7 @@ import pathlib
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
 
 from absl import logging
 
@@ -36,6 +37,7 @@ from trainer.storage.manifest import (
     BadCheckpointError,
     FileRecord,
     Manifest,
+    checkpoint_name,
     parse,
     step_of,
 )
@@ -84,7 +86,9 @@ class LocalStore:
         try:
             for file in manifest.files:
                 atomic_file.fsync_file(staging / file.name)
-            _write_manifest(staging, manifest)
+            record = staging / FILE_NAME
+            record.write_bytes(manifest.to_bytes())
+            atomic_file.fsync_file(record)
             atomic_file.fsync_directory(staging)
             os.rename(staging, target)
             atomic_file.fsync_directory(self._root)
@@ -146,6 +150,28 @@ class LocalStore:
         except OSError as error:
             raise atomic_file.storage_error("delete", path, error) from error
 
+    def free_bytes(self) -> int | None:
+        """See `CheckpointStore.free_bytes`."""
+        try:
+            usage = shutil.disk_usage(self._root)
+        except OSError as error:
+            raise atomic_file.storage_error(
+                "read", self._root, error
+            ) from error
+        # Some FUSE file systems answer with zeros only.
+        return usage.free if usage.total else None
+
+    @contextlib.contextmanager
+    def scratch(self, *, attempt: str) -> Iterator["LocalStore"]:
+        """See `CheckpointStore.scratch`."""
+        # In a staging directory: no reader looks there, and if this process
+        # dies, the next `stage` removes it.
+        staging = self.stage(checkpoint_name(0), attempt=f"scratch-{attempt}")
+        try:
+            yield LocalStore(staging)
+        finally:
+            self.discard(staging)
+
     def _entries(self) -> list[str]:
         try:
             return os.listdir(self._root)
@@ -176,12 +202,6 @@ class LocalStore:
         descriptor = self._locks.pop(staging, None)
         if descriptor is not None:
             os.close(descriptor)
-
-
-def _write_manifest(directory: pathlib.Path, manifest: Manifest) -> None:
-    path = directory / FILE_NAME
-    path.write_bytes(manifest.to_bytes())
-    atomic_file.fsync_file(path)
 
 
 def _problem(directory: pathlib.Path, record: FileRecord) -> str | None:

@@ -1,0 +1,139 @@
+"""Runs the trainer again and again, and kills it at named points.
+
+Reads one JSON object a line: {"flags": [...], "point": a name of `POINTS` or
+null, "count": which time the point kills}. Answers each with the exit status,
+negative for a signal. Every run is a fork of this process, which has imported
+TensorFlow and not started it: that saves the seconds of the import.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tests import tiny
+from trainer import atomic_file, main, models, outputs, train_step
+from trainer.storage import local
+
+
+class _Bomb:
+    """Kills this process, as a lost machine would, at the n-th call."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+
+    def tick(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _of_the_run(path: Any) -> bool:
+    """Whether it belongs to a checkpoint, not to the trial at the start."""
+    return pathlib.Path(path).parent.name == "checkpoints"
+
+
+def _wrap(
+    owner: Any,
+    name: str,
+    bomb: _Bomb,
+    *,
+    before: bool = False,
+    when: Callable[..., bool] = lambda *args, **kwargs: True,
+) -> None:
+    function = getattr(owner, name)
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        matches = when(*args, **kwargs)
+        if before and matches:
+            bomb.tick()
+        result = function(*args, **kwargs)
+        if not before and matches:
+            bomb.tick()
+        return result
+
+    setattr(owner, name, wrapper)
+
+
+def _is_stage(store: Any, name: str, *, attempt: str) -> bool:
+    return pathlib.Path(store.location).name == "checkpoints"
+
+
+def _is_data(path: pathlib.Path) -> bool:
+    return _of_the_run(path.parent) and path.name != "MANIFEST.json"
+
+
+def _is_manifest(path: pathlib.Path, data: bytes) -> bool:
+    return _of_the_run(path.parent) and path.name == "MANIFEST.json"
+
+
+def _is_commit(source: Any, target: Any) -> bool:
+    return _of_the_run(source) and ".tmp-" in str(source)
+
+
+def _is_removal(path: pathlib.Path) -> bool:
+    return _of_the_run(path)
+
+
+POINTS: dict[str, Callable[[_Bomb], None]] = {
+    "after the temporary directory": lambda bomb: _wrap(
+        local.LocalStore, "stage", bomb, when=_is_stage
+    ),
+    "before the bundle": lambda bomb: _wrap(
+        tf.train.Checkpoint, "write", bomb, before=True
+    ),
+    "after the bundle": lambda bomb: _wrap(tf.train.Checkpoint, "write", bomb),
+    "before fsync": lambda bomb: _wrap(
+        atomic_file, "fsync_file", bomb, before=True, when=_is_data
+    ),
+    "after fsync": lambda bomb: _wrap(
+        atomic_file, "fsync_file", bomb, when=_is_data
+    ),
+    "before the manifest": lambda bomb: _wrap(
+        pathlib.Path, "write_bytes", bomb, before=True, when=_is_manifest
+    ),
+    "after the manifest": lambda bomb: _wrap(
+        pathlib.Path, "write_bytes", bomb, when=_is_manifest
+    ),
+    "before the rename": lambda bomb: _wrap(
+        os, "rename", bomb, before=True, when=_is_commit
+    ),
+    "after the rename": lambda bomb: _wrap(os, "rename", bomb, when=_is_commit),
+    "during retention": lambda bomb: _wrap(
+        local, "_remove", bomb, before=True, when=_is_removal
+    ),
+    "during sampling": lambda bomb: _wrap(
+        outputs.Outputs, "draw_samples", bomb, before=True
+    ),
+    "after sampling": lambda bomb: _wrap(outputs.Outputs, "draw_samples", bomb),
+    "mid-epoch": lambda bomb: _wrap(train_step.TrainStep, "run", bomb),
+}
+
+
+def _run(command: dict[str, Any]) -> int:
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    models.MODELS["dcgan28"] = models.Model(
+        tiny.build_generator, tiny.build_discriminator
+    )
+    if command["point"] is not None:
+        POINTS[command["point"]](_Bomb(command["count"]))
+    code = 1
+    try:
+        code = main.main(["main.py", *command["flags"]])
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(_run(json.loads(line)), flush=True)

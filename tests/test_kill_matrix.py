@@ -1,0 +1,152 @@
+"""Killed anywhere, the same command ends in the weights of an undisturbed run.
+
+By default some of the points; all of them, and many moments by the clock, with
+`python -m pytest -m slow tests/test_kill_matrix.py`.
+"""
+
+import json
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests import runs
+from tests.processes import ROOT, Command
+
+_FLAGS = [
+    "--num_logical_cpus=2",
+    "--batch_size=256",
+    "--latent_dim=10",
+    "--epochs=3",
+    "--checkpoint_every_epochs=1",
+    "--keep_checkpoints=1",
+    "--steps_per_loop=3",
+    "--log_every_steps=2",
+]
+# How often each point is passed before it kills: in the second of three saves,
+# but for retention, which has nothing to do before.
+_POINTS = {
+    "after the temporary directory": 2,
+    "before the bundle": 2,
+    "after the bundle": 2,
+    "before fsync": 4,
+    "after fsync": 5,
+    "before the manifest": 2,
+    "after the manifest": 2,
+    "before the rename": 2,
+    "after the rename": 2,
+    "during retention": 1,
+    "during sampling": 2,
+    "after sampling": 2,
+    "mid-epoch": 5,
+}
+_QUICK = ("after the bundle", "before the rename", "during retention")
+
+
+class _Server:
+    """Runs commands in `tests.crash_server`."""
+
+    def __init__(self, log: pathlib.Path) -> None:
+        with open(log, "w") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.crash_server"],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+        self._log = log
+
+    def run(
+        self, workdir: pathlib.Path, point: str | None = None, count: int = 0
+    ) -> int:
+        flags = [*_FLAGS, f"--workdir={workdir}"]
+        command = {"flags": flags, "point": point, "count": count}
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, self._log.read_text()
+        return int(answer)
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+
+@pytest.fixture(name="server", scope="module")
+def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Server]:
+    server = _Server(tmp_path_factory.mktemp("crash_server") / "stderr")
+    yield server
+    server.close()
+
+
+@pytest.fixture(name="undisturbed", scope="module")
+def _undisturbed(
+    server: _Server, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("kill_matrix") / "undisturbed"
+    assert server.run(workdir) == 0
+    return workdir
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param(
+            point, marks=() if point in _QUICK else pytest.mark.slow, id=point
+        )
+        for point in _POINTS
+    ],
+)
+def test_killed_at_a_point_the_same_command_ends_the_same(
+    server: _Server,
+    undisturbed: pathlib.Path,
+    tmp_path: pathlib.Path,
+    point: str,
+) -> None:
+    workdir = tmp_path / "run"
+    killed = server.run(workdir, point, _POINTS[point])
+    assert killed == -signal.SIGKILL
+    assert server.run(workdir) == 0
+    runs.assert_same(workdir, undisturbed)
+    # And nothing is left over.
+    assert [p.name for p in (workdir / "checkpoints").iterdir()] == [
+        "step-000000021"
+    ]
+
+
+@pytest.mark.slow
+def test_killed_at_every_save_in_turn(
+    server: _Server, undisturbed: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "run"
+    for point in ("after the manifest", "after the rename", "after sampling"):
+        assert server.run(workdir, point, 1) == -signal.SIGKILL
+    assert server.run(workdir) == 0
+    runs.assert_same(workdir, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_by_the_clock_the_same_command_ends_the_same(
+    tmp_path: pathlib.Path, seed: int
+) -> None:
+    # The real networks; two seconds of the start are without any risk.
+    flags = ("--batch_size=128", "--epochs=2", "--checkpoint_every_epochs=1")
+    straight = Command(tmp_path / "straight", *flags)
+    assert straight.finish() == 0, straight.stderr
+    draw = random.Random(seed)
+    for _ in range(2):
+        command = Command(tmp_path / "killed", *flags)
+        time.sleep(draw.uniform(4.0, 14.0))
+        command.send(signal.SIGKILL)
+        command.finish()
+    command = Command(tmp_path / "killed", *flags)
+    assert command.finish() == 0, command.stderr
+    runs.assert_same(tmp_path / "killed", tmp_path / "straight")
