@@ -18,7 +18,8 @@ import tensorflow as tf
 
 from tests import tiny
 from trainer import atomic_file, main, models, outputs, train_step
-from trainer.storage import local
+from trainer.storage import lease, local
+from trainer.storage.bucket import Bucket
 
 
 class _Bomb:
@@ -80,6 +81,16 @@ def _is_removal(path: pathlib.Path) -> bool:
     return _of_the_run(path)
 
 
+def _is_upload(bucket: Bucket, path: Any, name: str, *args: Any) -> bool:
+    return name.startswith("checkpoints/step-")
+
+
+def _is_remote_commit(
+    bucket: Bucket, data: bytes, name: str, **kwargs: Any
+) -> bool:
+    return _is_upload(bucket, data, name) and name.endswith("MANIFEST.json")
+
+
 POINTS: dict[str, Callable[[_Bomb], None]] = {
     "after the temporary directory": lambda bomb: _wrap(
         local.LocalStore, "stage", bomb, when=_is_stage
@@ -111,6 +122,15 @@ POINTS: dict[str, Callable[[_Bomb], None]] = {
         outputs.Outputs, "draw_samples", bomb, before=True
     ),
     "after sampling": lambda bomb: _wrap(outputs.Outputs, "draw_samples", bomb),
+    "mid-upload": lambda bomb: _wrap(
+        Bucket, "upload_file", bomb, when=_is_upload
+    ),
+    "before the remote manifest": lambda bomb: _wrap(
+        Bucket, "upload_bytes", bomb, before=True, when=_is_remote_commit
+    ),
+    "after the remote manifest": lambda bomb: _wrap(
+        Bucket, "upload_bytes", bomb, when=_is_remote_commit
+    ),
     "mid-epoch": lambda bomb: _wrap(train_step.TrainStep, "run", bomb),
 }
 
@@ -123,6 +143,8 @@ def _run(command: dict[str, Any]) -> int:
     models.MODELS["dcgan28"] = models.Model(
         tiny.build_generator, tiny.build_discriminator
     )
+    # The next start waits for the lease of one that was killed.
+    lease.Lease.__init__.__kwdefaults__["duration_secs"] = 2.0
     if command["point"] is not None:
         POINTS[command["point"]](_Bomb(command["count"]))
     code = 1

@@ -28,6 +28,8 @@ CHANGES_RESULT = {
 }
 MAY_CHANGE = {
     "workdir": "elsewhere",
+    "local_dir": "near",
+    "upload_deadline_secs": 1,
     "resume": "must",
     "epochs": 60,
     "max_steps": 7,
@@ -86,7 +88,9 @@ def test_given_values_are_kept_and_the_tilde_is_expanded(monkeypatch):
     ("name", "value", "rule"),
     [
         ("workdir", "", "name of a directory"),
-        ("workdir", "gs://bucket/run", "local"),
+        ("workdir", "s3://bucket/run", "gs://bucket/prefix"),
+        ("workdir", "gs://", "gs://bucket/prefix"),
+        ("local_dir", "near", "has no use"),
         ("resume", "always", "auto, never, must"),
         ("seed", -1, "0 to 2147483647"),
         ("seed", 2**31, "0 to 2147483647"),

@@ -5,6 +5,7 @@ By default some of the points; all of them, and many moments by the clock, with
 """
 
 import json
+import os
 import pathlib
 import random
 import signal
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests import runs
+from tests.fake_gcs import FakeGcs
 from tests.processes import ROOT, Command
 
 _FLAGS = [
@@ -45,17 +47,26 @@ _POINTS = {
     "after sampling": 2,
     "mid-epoch": 5,
 }
+# Uploads are a thread's own affair: the newer of two saves may overtake.
+_REMOTE_POINTS = {
+    "before the bundle": 2,
+    "after the rename": 2,
+    "mid-upload": 2,
+    "before the remote manifest": 1,
+    "after the remote manifest": 1,
+}
 _QUICK = ("after the bundle", "before the rename", "during retention")
 
 
 class _Server:
     """Runs commands in `tests.crash_server`."""
 
-    def __init__(self, log: pathlib.Path) -> None:
+    def __init__(self, log: pathlib.Path, url: str) -> None:
         with open(log, "w") as stderr:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.crash_server"],
                 cwd=ROOT,
+                env=os.environ | {"STORAGE_EMULATOR_HOST": url},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -64,9 +75,13 @@ class _Server:
         self._log = log
 
     def run(
-        self, workdir: pathlib.Path, point: str | None = None, count: int = 0
+        self,
+        workdir: pathlib.Path | str,
+        point: str | None = None,
+        count: int = 0,
+        *more: str,
     ) -> int:
-        flags = [*_FLAGS, f"--workdir={workdir}"]
+        flags = [*_FLAGS, f"--workdir={workdir}", *more]
         command = {"flags": flags, "point": point, "count": count}
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
@@ -79,9 +94,18 @@ class _Server:
         self._process.wait(timeout=60)
 
 
+@pytest.fixture(name="fake", scope="module")
+def _fake() -> Iterator[FakeGcs]:
+    with FakeGcs() as fake:
+        yield fake
+
+
 @pytest.fixture(name="server", scope="module")
-def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Server]:
-    server = _Server(tmp_path_factory.mktemp("crash_server") / "stderr")
+def _server(
+    fake: FakeGcs, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[_Server]:
+    log = tmp_path_factory.mktemp("crash_server") / "stderr"
+    server = _Server(log, fake.url)
     yield server
     server.close()
 
@@ -119,6 +143,40 @@ def test_killed_at_a_point_the_same_command_ends_the_same(
     assert [p.name for p in (workdir / "checkpoints").iterdir()] == [
         "step-000000021"
     ]
+
+
+@pytest.mark.parametrize("keeps_its_disk", [True, False])
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param(
+            point,
+            marks=() if point == "mid-upload" else pytest.mark.slow,
+            id=point,
+        )
+        for point in _REMOTE_POINTS
+    ],
+)
+def test_killed_with_a_bucket_any_machine_ends_the_same(
+    fake: FakeGcs,
+    server: _Server,
+    undisturbed: pathlib.Path,
+    tmp_path: pathlib.Path,
+    point: str,
+    keeps_its_disk: bool,
+) -> None:
+    fake.objects.add_bucket(bucket := f"bucket-{tmp_path.name[-20:].lower()}")
+    workdir = f"gs://{bucket}/run"
+    first = tmp_path / "first"
+    second = first if keeps_its_disk else tmp_path / "second"
+    count = _REMOTE_POINTS[point]
+    killed = server.run(workdir, point, count, f"--local_dir={first}")
+    assert killed == -signal.SIGKILL
+    assert server.run(workdir, None, 0, f"--local_dir={second}") == 0
+    runs.assert_same(second, undisturbed)
+    names = fake.objects.names(bucket)
+    assert "run/checkpoints/step-000000021/MANIFEST.json" in names
+    assert sum(name.endswith("MANIFEST.json") for name in names) == 1
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """Makes the parts of a run from its config, which they never see themselves."""
 
+import contextlib
 import dataclasses
 import os
 import platform
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
@@ -24,9 +26,18 @@ from trainer.interruption import Interruption
 from trainer.outputs import Outputs
 from trainer.run_directory import RunDirectory
 from trainer.schedule import Schedule
+from trainer.storage.bucket import Bucket
+from trainer.storage.lease import PATIENCE as LEASE_PATIENCE
+from trainer.storage.lease import Lease
+from trainer.storage.local import LocalStore
+from trainer.storage.mirror import Mirror
 from trainer.team import Team
 from trainer.train_state import TrainState
 from trainer.train_step import TrainStep
+
+_RELEASE_SECS = 10.0
+# More than the lease of a process lasts that died.
+_MAX_WAIT_SECS = 90.0
 
 
 def start_team(config: Config, interruption: Interruption) -> Team | None:
@@ -73,7 +84,8 @@ def _meet(
     flags = {
         f"--{name}": str(value)
         for name, value in dataclasses.asdict(config).items()
-        if name not in ("data_dir", "workdir")  # Each machine has its own.
+        # Each machine has its own.
+        if name not in ("data_dir", "local_dir", "workdir")
     }
     versions = {
         "Python": platform.python_version(),
@@ -178,6 +190,51 @@ def build_step(
             sync_batch_norm=config.sync_batch_norm,
         ),
     )
+
+
+@contextlib.contextmanager
+def open_mirror(
+    config: Config,
+    directory: RunDirectory,
+    store: LocalStore,
+    schedule: Schedule,
+    attempt: str,
+) -> Iterator[Mirror]:
+    """Brings a run here from its bucket, and keeps it there while entered.
+
+    Raises:
+      CheckpointError: none of its checkpoints is good, or they are another
+        configuration's.
+      StorageError: the bucket refuses, or another process writes there.
+    """
+    if config.bucket is None:
+        raise ValueError(f"{config.workdir} is not in a bucket.")
+    name, prefix = config.bucket
+    lease = Lease(
+        # A lease whose renewal hangs is as good as lost.
+        Bucket(name, prefix=prefix, patience=LEASE_PATIENCE),
+        attempt=attempt,
+        holder=f"process {os.getpid()} on {platform.node()}",
+    )
+    mirror = Mirror(
+        directory.root,
+        store,
+        Bucket(name, prefix=prefix),
+        lease=lease,
+        config_digest=config.digest(),
+        attempt=attempt,
+        keep_checkpoints=config.keep_checkpoints,
+        keep_every_steps=schedule.keep_every_steps,
+    )
+    lease.acquire(wait_secs=_MAX_WAIT_SECS)
+    try:
+        if what_was_done := mirror.download():
+            logging.info(what_was_done)
+        yield mirror
+    finally:
+        mirror.close(config.upload_deadline_secs)
+        lease.release(_RELEASE_SECS)
+        logging.info(mirror.durability())
 
 
 def open_outputs(

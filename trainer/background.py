@@ -1,6 +1,7 @@
 """Saves beside the training, which stands still only for the snapshot."""
 
 import time
+from collections.abc import Callable
 from concurrent import futures
 from types import TracebackType
 from typing import Any
@@ -9,6 +10,7 @@ from absl import logging
 
 from trainer import errors
 from trainer.checkpoint import Checkpointer, PendingCheckpoint
+from trainer.storage import manifest
 
 _MAX_FAILED_IN_A_ROW = 3
 
@@ -27,12 +29,20 @@ class BackgroundSaver:
             before included; 0 before the first.
     """
 
-    def __init__(self, checkpointer: Checkpointer) -> None:
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        *,
+        on_saved: Callable[[str], None] | None = None,
+    ) -> None:
         """Starts nothing yet.
 
         Args:
             checkpointer: What saves; nobody else may use it meanwhile.
+            on_saved: Is told the name of what has become durable, in the
+                background thread.
         """
+        self._on_saved = on_saved
         self.num_failed = 0
         self.standstill_secs = 0.0
         self._checkpointer = checkpointer
@@ -108,6 +118,8 @@ class BackgroundSaver:
             self._note_failure(pending.step, error)
         else:
             self._note_success()
+            if self._on_saved is not None:
+                self._on_saved(manifest.checkpoint_name(pending.step))
 
     def _finish(self) -> None:
         """Waits for the save under way; raises what is no StorageError."""

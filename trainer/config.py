@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from typing import Any
 
 from trainer import errors, options
@@ -40,10 +41,24 @@ class Config:
     workdir: str | None = _free(
         _RUN,
         None,
-        "Directory of the run: everything is written there, and the same"
-        " command continues what it finds there.",
+        "Directory of the run, or gs://bucket/prefix: everything is written"
+        " there, and the same command continues what it finds there.",
         "directory",
         default_text="./runs/<dataset>-<model>",
+    )
+    local_dir: str | None = _free(
+        _RUN,
+        None,
+        "Where a run in a bucket is written first; it may be lost at any time.",
+        "directory",
+        default_text="./runs/<bucket>/<prefix>",
+    )
+    upload_deadline_secs: int = _free(
+        _RUN,
+        300,
+        "At the end, a run in a bucket waits so long for its uploads.",
+        "seconds",
+        minimum=0,
     )
     resume: str = _free(
         _RUN,
@@ -257,13 +272,27 @@ class Config:
         """`batch_size`, or the default of the data set."""
         return self.batch_size or DEFAULT_BATCH_SIZES[self.dataset]
 
+    @property
+    def bucket(self) -> tuple[str, str] | None:
+        """The bucket and prefix of a run in one, else None."""
+        return _split_address(str(self.workdir))
+
+    @property
+    def local_root(self) -> str:
+        """The local directory of a resolved config's run."""
+        return str(self.local_dir if self.bucket else self.workdir)
+
     def resolve(self) -> "Config":
         """Fills in the defaults that depend on other values."""
         workdir = self.workdir or f"./runs/{self.dataset}-{self.model}"
+        local_dir = self.local_dir
+        if bucket_and_prefix := _split_address(workdir):
+            local_dir = local_dir or os.path.join("./runs", *bucket_and_prefix)
         return dataclasses.replace(
             self,
             # The shell leaves the tilde of --workdir=~/run alone.
             workdir=os.path.expanduser(workdir),
+            local_dir=local_dir and os.path.expanduser(local_dir),
             data_dir=self.data_dir and os.path.expanduser(self.data_dir),
             batch_size=self.global_batch_size,
             log_every_steps=self.log_every_steps or self.steps_per_loop,
@@ -277,10 +306,15 @@ class Config:
         """
         options.check_values(Config, vars(self))
         config = self.resolve()
-        if "://" in str(config.workdir):
+        if "://" in str(config.workdir) and config.bucket is None:
             raise errors.UsageError(
-                f"--workdir={config.workdir} is not a local directory; only"
-                " those are supported at present. Name one."
+                f"--workdir={config.workdir} is neither a directory nor"
+                " gs://bucket/prefix. Name one of these."
+            )
+        if config.local_dir and config.bucket is None:
+            raise errors.UsageError(
+                f"--local_dir={config.local_dir} has no use:"
+                f" --workdir={config.workdir} is local already. Leave it out."
             )
         try:
             str(config.workdir).encode()
@@ -353,6 +387,14 @@ def difference(old: Config, new: Config) -> list[str]:
         for name, value in _fixed_values(old).items()
         if value != new_values[name]
     ]
+
+
+def _split_address(workdir: str) -> tuple[str, str] | None:
+    """Splits gs://bucket/prefix; None for anything else."""
+    match = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]+)(/.*)?", workdir)
+    if match is None:
+        return None
+    return match[1], (match[2] or "").strip("/")
 
 
 def _fixed_values(config: Config) -> dict[str, Any]:

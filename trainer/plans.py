@@ -1,6 +1,8 @@
 """What a run will do, settled before anything is built or written."""
 
+import contextlib
 import dataclasses
+import secrets
 from pathlib import Path
 
 from absl import logging
@@ -18,6 +20,7 @@ from trainer.data.array_dataset import ArrayDataset
 from trainer.schedule import Schedule
 from trainer.storage import finder
 from trainer.storage.local import LocalStore
+from trainer.storage.mirror import Mirror
 from trainer.team import Team
 from trainer.watchdog import Watchdog
 
@@ -27,6 +30,8 @@ class Plan:
     """What is settled before anything is built or written.
 
     Attributes:
+      mirror: what keeps the chief's run in its bucket, if that is where it is.
+      attempt: a name of this start of the run, new each time.
       found: the checkpoint to go on from; only the chief looks for it.
       first_step: the step of that; every worker knows it.
       num_rollbacks: how often the run has diverged and gone back so far.
@@ -39,13 +44,17 @@ class Plan:
     data_digest: str
     schedule: Schedule
     store: LocalStore
+    mirror: Mirror | None
+    attempt: str
     found: finder.StoredCheckpoint | None
     first_step: int
     num_rollbacks: int
 
 
-def make_plan(config: Config, team: Team) -> Plan:
+def make_plan(config: Config, team: Team, stack: contextlib.ExitStack) -> Plan:
     """Looks at devices, data and the run directory, and changes nothing.
+
+    A run in a bucket is brought here, and kept there until the stack is left.
 
     Raises:
       TrainerError: something does not fit.
@@ -54,8 +63,8 @@ def make_plan(config: Config, team: Team) -> Plan:
     with Watchdog(stall_timeout_secs=config.stall_timeout_secs) as watchdog:
         watchdog.beat()  # There is nothing yet that takes long to compile.
         distribution.check_all_reduce(team.strategy)
-    directory = run_directory.RunDirectory(Path(str(config.workdir)))
-    if team.is_chief:
+    directory = run_directory.RunDirectory(Path(config.local_root))
+    if team.is_chief and not config.bucket:
         run_directory.check(config)
     team.share(0)  # Or the others would learn of an error after their loading.
     dataset = data.load(config.dataset, data_dir=config.data_dir)
@@ -72,8 +81,16 @@ def make_plan(config: Config, team: Team) -> Plan:
         )
     )
     store = LocalStore(directory.checkpoints)
-    found = None
+    attempt = secrets.token_hex(8)
+    mirror = found = None
     if team.is_chief:
+        if config.bucket:
+            mirror = stack.enter_context(
+                assembly.open_mirror(
+                    config, directory, store, schedule, attempt
+                )
+            )
+            run_directory.check(config)  # Of what has come from the bucket.
         found = _find_checkpoint(
             config, directory, store, data_digest, schedule
         )
@@ -85,6 +102,8 @@ def make_plan(config: Config, team: Team) -> Plan:
         data_digest=data_digest,
         schedule=schedule,
         store=store,
+        mirror=mirror,
+        attempt=attempt,
         found=found,
         first_step=team.from_chief(found.step if found else 0),
         num_rollbacks=team.from_chief(_num_rollbacks(found)),

@@ -7,7 +7,6 @@ next save tries again.
 
 import errno
 
-import tensorflow as tf
 from absl import logging
 
 from trainer import errors
@@ -165,7 +164,8 @@ def _is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError):
             return error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if isinstance(error, tf.errors.ResourceExhaustedError):
+        # TensorFlow's own; it is not imported for the sake of its name.
+        if type(error).__name__ == "ResourceExhaustedError":
             return True
         error = error.__cause__
     return False

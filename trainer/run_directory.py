@@ -71,7 +71,7 @@ def check(config: config_lib.Config) -> RunDirectory:
         CheckpointError: There is nothing to continue and `resume` is "must".
         StorageError: The directory cannot be read or written.
     """
-    run = RunDirectory(Path(str(config.workdir)))
+    run = RunDirectory(Path(config.local_root))
     try:
         _check_writable(run.root)
         if run.config.exists():

@@ -1,7 +1,6 @@
 """A training run from its first line to its last."""
 
 import contextlib
-import secrets
 import time
 from collections.abc import Callable, Iterator
 
@@ -44,8 +43,9 @@ def run(config: Config) -> int:
         if team is None:
             logging.warning("Stopped while waiting for the other workers.")
             return interruption.exit_code
-        with team:
-            plan = plans.make_plan(config, team)
+        # Entered first, the team ends last: the others wait for the chief.
+        with team, contextlib.ExitStack() as stack:
+            plan = plans.make_plan(config, team, stack)
             step = plan.first_step
             if step < plan.schedule.last_step:
                 step = _go_on_in_spite_of_divergence(plan, interruption)
@@ -118,14 +118,13 @@ def _keep_files(
         yield NoOutputs(), FiniteCheck(state.as_checkpoint()).check
         return
     config, schedule = plan.config, plan.schedule
-    attempt = secrets.token_hex(8)
     checkpointer = checkpoint.Checkpointer(
         objects=state.as_checkpoint(),
         store=plan.store,
         keep_checkpoints=config.keep_checkpoints,
         keep_every_steps=schedule.keep_every_steps,
         config_digest=config.digest(),
-        attempt=attempt,
+        attempt=plan.attempt,
     )
     if plan.found:
         checkpointer.restore(plan.found)
@@ -134,6 +133,11 @@ def _keep_files(
         )
 
     def save(step: int) -> None:
+        if plan.mirror and (reason := plan.mirror.lost):
+            raise errors.StorageError(
+                f"{reason} One run directory serves one run at a time: end one "
+                "of the two."
+            )
         # First, so that a checkpoint never knows more than the files.
         outputs.flush()
         host_state = {
@@ -149,17 +153,20 @@ def _keep_files(
         )
 
     with (
-        run_directory.claim(config, attempt),
+        run_directory.claim(config, plan.attempt),
         assembly.open_outputs(
             config, plan.directory, schedule, state, plan.first_step
         ) as outputs,
-        BackgroundSaver(checkpointer) as saver,
+        BackgroundSaver(
+            checkpointer,
+            on_saved=plan.mirror.checkpoint_saved if plan.mirror else None,
+        ) as saver,
     ):
         preflight.probe(
             plan.store,
             keep_checkpoints=config.keep_checkpoints,
             checkpoint_bytes=state.num_bytes,
-            attempt=attempt,
+            attempt=plan.attempt,
         )
         yield outputs, save
 

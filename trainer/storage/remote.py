@@ -12,10 +12,11 @@ checkpoint; a later commit removes it, at once if it is its own attempt's, else
 after a day by the server's clock: another process may still be uploading.
 """
 
-import concurrent.futures
+import collections
 import contextlib
 import datetime
 import pathlib
+import threading
 from collections.abc import Callable, Iterable, Iterator
 
 from absl import logging
@@ -244,5 +245,28 @@ def _in_threads(
     task: Callable[[FileRecord], None], files: Iterable[FileRecord]
 ) -> None:
     """Runs a task for every file; the first error ends it."""
-    with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
-        list(pool.map(task, files))
+    waiting = collections.deque(files)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        while not failures:
+            try:
+                file = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                task(file)
+            except BaseException as error:
+                failures.append(error)
+
+    # Daemons, unlike those of `concurrent.futures`: a stalled upload must not
+    # keep the process from ending at its deadline.
+    threads = [
+        threading.Thread(target=work, daemon=True) for _ in range(_NUM_THREADS)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]

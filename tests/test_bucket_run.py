@@ -1,0 +1,140 @@
+"""Whole runs whose run directory is in a bucket, over a fake of the service."""
+
+import json
+import logging
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from tests import runs, tiny
+from tests.fake_gcs import FakeGcs
+from trainer import errors, models, train
+from trainer.config import Config
+
+_PLACE = "gs://bucket/runs/a"
+
+
+@pytest.fixture(autouse=True)
+def _tiny_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        models.MODELS,
+        "dcgan28",
+        models.Model(tiny.build_generator, tiny.build_discriminator),
+    )
+
+
+@pytest.fixture(name="fake")
+def _fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGcs]:
+    with FakeGcs() as fake:
+        fake.objects.add_bucket("bucket")
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.url)
+        yield fake
+
+
+def _run(local_dir: pathlib.Path, workdir: str = _PLACE, **changes) -> int:
+    values = {
+        "workdir": workdir,
+        "local_dir": str(local_dir) if "://" in workdir else None,
+        "batch_size": 256,
+        "latent_dim": 10,
+        "epochs": 3,
+        "checkpoint_every_epochs": 1,
+        "num_logical_cpus": 1,
+        "steps_per_loop": 7,
+        "upload_deadline_secs": 60,
+        **changes,
+    }
+    config = Config(**values)
+    config.validate()
+    return train.run(config.resolve())
+
+
+def _straight(tmp_path: pathlib.Path, **changes) -> pathlib.Path:
+    workdir = tmp_path / "straight"
+    assert _run(workdir, workdir=str(workdir), **changes) == 0
+    return workdir
+
+
+def test_everything_lands_in_the_bucket_and_a_new_machine_goes_on_from_it(
+    fake: FakeGcs, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        assert _run(tmp_path / "one", max_steps=10) == 0
+    assert f"{_PLACE} holds everything up to step 10" in caplog.text
+    names = set(fake.objects.names("bucket"))
+    # The first of two quick saves may have been overtaken by the second.
+    for name in (
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "samples/epoch_0001.png",
+        "samples/real.png",
+        "checkpoints/step-000000010/MANIFEST.json",
+    ):
+        assert f"runs/a/{name}" in names
+    assert any(name.startswith("runs/a/events/") for name in names)
+    assert "runs/a/lease.json" not in names
+
+    # The machine is gone, with its disk.
+    shutil.rmtree(tmp_path / "one")
+    assert _run(tmp_path / "two") == 0
+    runs.assert_same(tmp_path / "two", _straight(tmp_path))
+    text = fake.objects.get("bucket", "runs/a/metrics.jsonl").data.decode()
+    steps = [json.loads(line)["step"] for line in text.splitlines()]
+    assert steps == [7, 14, 21]
+
+    # And the same command says that there is nothing left to do.
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert _run(tmp_path / "three") == 0
+    assert "Finished: 3 epochs, 21 steps." in caplog.text
+
+
+def test_a_network_that_fails_does_not_stop_training(
+    fake: FakeGcs, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.fail("POST", ".*checkpoints.*", "status", 403, times=10_000)
+    with caplog.at_level(logging.INFO):
+        assert _run(tmp_path / "one", upload_deadline_secs=5) == 0
+    assert "is only in" in caplog.text
+    assert runs.newest_step(tmp_path / "one") == 21
+    # The same command uploads it.
+    fake.clear()
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert _run(tmp_path / "one") == 0
+    assert f"{_PLACE} holds everything up to step 21" in caplog.text
+
+
+def test_another_machines_command_in_the_same_bucket_is_refused(
+    fake: FakeGcs, tmp_path: pathlib.Path
+) -> None:
+    assert _run(tmp_path / "one", max_steps=1) == 0
+    changed = {"seed": 5}
+    with pytest.raises(errors.TrainerError) as caught:
+        _run(tmp_path / "two", **changed)
+    assert caught.value.exit_code in (2, 4)
+    assert "seed" in str(caught.value) or "configuration" in str(caught.value)
+
+
+def test_no_such_bucket_is_one_clear_error(
+    fake: FakeGcs, tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(errors.StorageError, match="nowhere"):
+        _run(tmp_path / "one", workdir="gs://nowhere/a")
+    assert not (tmp_path / "one" / "config.json").exists()
+
+
+def test_weights_do_not_depend_on_where_the_run_is_kept(
+    fake: FakeGcs, tmp_path: pathlib.Path
+) -> None:
+    assert _run(tmp_path / "one") == 0
+    ours, theirs = (
+        runs.bundle(tmp_path / "one"),
+        runs.bundle(_straight(tmp_path)),
+    )
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name])

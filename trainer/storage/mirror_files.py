@@ -1,0 +1,214 @@
+"""The files of a run beside its checkpoints, in a bucket.
+
+What grows (metrics, events) is uploaded as a whole each time, so the longer a
+file, the more seldom: its bytes an hour have a bound.
+"""
+
+import contextlib
+import os
+import pathlib
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from absl import logging
+
+from trainer import atomic_file
+from trainer.run_directory import RunDirectory
+from trainer.storage import files
+from trainer.storage.bucket import Bucket
+from trainer.storage.manifest import is_plain_name
+from trainer.storage.objects import StoredObject
+
+_BYTES_PER_UPLOAD = 1 << 23
+_MAX_RECORD_BYTES = 1 << 20
+_MAX_METRICS_BYTES = 1 << 32
+_MAX_PICTURE_BYTES = 1 << 27
+_MAX_PICTURES = 100_000
+
+# Size and time of change: what tells that a file is the one that was sent.
+_State = tuple[int, int]
+
+
+class MirrorFiles:
+    """Brings the files to the bucket; one thread uses it at a time.
+
+    Its names are those of the objects: paths below the run directory.
+    """
+
+    def __init__(
+        self,
+        root: pathlib.Path,
+        bucket: Bucket,
+        *,
+        secs_between_uploads: float,
+        may_go_on: Callable[[], bool],
+    ) -> None:
+        """Touches nothing yet.
+
+        Args:
+            root: The run directory.
+            bucket: Where the run is kept.
+            secs_between_uploads: Between two of a long file, for each 8 MiB.
+            may_go_on: Asked before each upload.
+        """
+        self._root = root
+        self._run = RunDirectory(root)
+        self._bucket = bucket
+        self._secs_between_uploads = secs_between_uploads
+        self._may_go_on = may_go_on
+        self._stored: dict[str, StoredObject] = {}
+        self._sent: dict[str, _State] = {}
+        self._sent_secs: dict[str, float] = {}
+
+    def changed(self) -> list[str]:
+        """Lists the files that the bucket does not have as they are now."""
+        return [
+            name for name, state in self._states() if self._differs(name, state)
+        ]
+
+    def upload_new_pictures(self) -> None:
+        """Uploads the pictures that never were, which do not change later.
+
+        Raises:
+            StorageError: If the bucket cannot be written.
+        """
+        directory = self._run.samples.name
+        for name, state in self._states([self._run.samples]):
+            if name.startswith(f"{directory}/") and name not in self._sent:
+                self._upload(name, state)
+
+    def upload_changed(self, *, all_files: bool) -> None:
+        """Uploads what has changed.
+
+        Args:
+            all_files: Whether long files are not to wait for longer.
+
+        Raises:
+            StorageError: If the bucket cannot be written.
+        """
+        now_secs = time.monotonic()
+        for name, state in self._states():
+            wait_secs = (
+                self._secs_between_uploads * state[0] / _BYTES_PER_UPLOAD
+            )
+            due_secs = self._sent_secs.get(name, -wait_secs) + wait_secs
+            if self._differs(name, state) and (
+                all_files or now_secs >= due_secs
+            ):
+                self._upload(name, state)
+
+    def download(
+        self, stored: Iterable[StoredObject], *, replace_metrics: bool
+    ) -> int:
+        """Brings what is missing here from the bucket.
+
+        Nothing that is here is replaced, but for the metrics on request.
+        `config.json` comes last: without it, a directory is no run, so nobody
+        takes half of one for a whole.
+
+        Args:
+            stored: What the bucket holds.
+            replace_metrics: Whether the bucket's are the newer ones.
+
+        Returns:
+            How many files came.
+
+        Raises:
+            StorageError: If the bucket cannot be read or the disk written.
+        """
+        self._stored = {file.name: file for file in stored}
+        num_files = 0
+        for name, max_bytes in self._wanted():
+            file, path = self._stored[name], self._root / name
+            replace = replace_metrics and path == self._run.metrics
+            if os.path.lexists(path) and not replace:
+                continue
+            if file.size > max_bytes:
+                logging.warning(
+                    "%s/%s stays there: it has %d bytes, more than %d.",
+                    self._bucket.location,
+                    name,
+                    file.size,
+                    max_bytes,
+                )
+                continue
+            self._download(file, path)
+            num_files += 1
+        return num_files
+
+    def _wanted(self) -> list[tuple[str, int]]:
+        """Names what may come from the bucket, and its largest size."""
+        prefix = f"{self._run.samples.name}/"
+        pictures = [
+            name
+            for name in self._stored
+            if name.startswith(prefix)
+            and is_plain_name(name.removeprefix(prefix))
+        ]
+        wanted = [(name, _MAX_PICTURE_BYTES) for name in pictures]
+        wanted = wanted[:_MAX_PICTURES]
+        for path, max_bytes in (
+            (self._run.metrics, _MAX_METRICS_BYTES),
+            (self._run.environment, _MAX_RECORD_BYTES),
+            (self._run.config, _MAX_RECORD_BYTES),
+        ):
+            if path.name in self._stored:
+                wanted.append((path.name, max_bytes))
+        return wanted
+
+    def _download(self, file: StoredObject, path: pathlib.Path) -> None:
+        atomic_file.make_directory(path.parent)
+        temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
+        try:
+            self._bucket.download_file(file.name, temporary, file.record())
+            atomic_file.fsync_file(temporary)
+            os.rename(temporary, path)
+            atomic_file.fsync_directory(path.parent)
+        except OSError as error:
+            raise atomic_file.storage_error("write", path, error) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def _states(
+        self, directories: Iterable[pathlib.Path] | None = None
+    ) -> Iterator[tuple[str, _State]]:
+        """Yields what can be uploaded, with its size and time of change."""
+        run = self._run
+        paths = [run.config, run.environment, run.metrics]
+        for directory in directories or (run.samples, run.events):
+            # One that does not exist yet has nothing to upload.
+            with contextlib.suppress(OSError):
+                paths += sorted(directory.iterdir())
+        for path in paths:
+            # Files that are being written have names with a leading dot.
+            if not is_plain_name(path.name):
+                continue
+            with contextlib.suppress(OSError, ValueError):
+                with files.open_regular(path) as file:
+                    status = os.fstat(file.fileno())
+                name = path.relative_to(self._root).as_posix()
+                yield name, (status.st_size, status.st_mtime_ns)
+
+    def _differs(self, name: str, state: _State) -> bool:
+        return self._sent.get(name) != state
+
+    def _upload(self, name: str, state: _State) -> None:
+        if not self._may_go_on():
+            return
+        path = self._root / name
+        try:
+            # It may grow meanwhile; what is measured here is what is sent.
+            record = files.measure(path)
+            known = self._stored.get(name)
+            if known is None or not known.agrees(record):
+                self._sent_secs[name] = time.monotonic()
+                self._stored[name] = self._bucket.upload_file(
+                    path, name, record
+                )
+        except (OSError, ValueError) as error:
+            # This one alone: the disk refuses it, or it is gone again.
+            logging.warning("%s is not uploaded: %s", path, error)
+            return
+        self._sent[name] = state
