@@ -1,37 +1,44 @@
-"""Runs the trainer again and again, and kills it at named points.
+"""Runs the trainer again and again, with signals to itself at named points.
 
 Reads one JSON object a line: {"flags": [...], "point": a name of `POINTS` or
-null, "count": which time the point kills}. Answers each with the exit status,
-negative for a signal. Every run is a fork of this process, which has imported
-TensorFlow and not started it: that saves the seconds of the import.
+null, "count": which time the point is meant, "signals": what it sends itself
+there}. Answers each with the exit status, negative for a signal. Every run is a
+fork of this process, which has imported TensorFlow and not started it: that
+saves the seconds of the import.
 """
 
 import json
 import os
 import pathlib
-import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from tests import tiny
-from trainer import atomic_file, main, models, outputs, train_step
+from trainer import atomic_file, data, main, models, outputs, train_step
 from trainer.storage import lease, local
 from trainer.storage.bucket import Bucket
 
 
 class _Bomb:
-    """Kills this process, as a lost machine would, at the n-th call."""
+    """Sends signals to this process at the n-th call.
 
-    def __init__(self, count: int) -> None:
+    SIGKILL ends it as the loss of the machine would.
+    """
+
+    def __init__(self, count: int, signals: list[int]) -> None:
         self._left = count
+        self._signals = signals
 
     def tick(self) -> None:
         self._left -= 1
         if self._left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            for number in self._signals:
+                os.kill(os.getpid(), number)
+                time.sleep(0.3)  # A thread takes them.
 
 
 def _of_the_run(path: Any) -> bool:
@@ -131,6 +138,10 @@ POINTS: dict[str, Callable[[_Bomb], None]] = {
     "after the remote manifest": lambda bomb: _wrap(
         Bucket, "upload_bytes", bomb, when=_is_remote_commit
     ),
+    "while compiling": lambda bomb: _wrap(
+        train_step.TrainStep, "_trace_steps", bomb, before=True
+    ),
+    "while loading": lambda bomb: _wrap(data, "load", bomb),
     "mid-epoch": lambda bomb: _wrap(train_step.TrainStep, "run", bomb),
 }
 
@@ -146,7 +157,8 @@ def _run(command: dict[str, Any]) -> int:
     # The next start waits for the lease of one that was killed.
     lease.Lease.__init__.__kwdefaults__["duration_secs"] = 2.0
     if command["point"] is not None:
-        POINTS[command["point"]](_Bomb(command["count"]))
+        bomb = _Bomb(command["count"], command["signals"])
+        POINTS[command["point"]](bomb)
     code = 1
     try:
         code = main.main(["main.py", *command["flags"]])

@@ -1,5 +1,7 @@
 """Training goes on while its state becomes durable, and hears of failures."""
 
+import pathlib
+import resource
 import threading
 
 import numpy as np
@@ -9,7 +11,7 @@ from absl import logging
 
 from trainer import checkpoint, errors
 from trainer.background import BackgroundSaver
-from trainer.checkpoint import PendingCheckpoint
+from trainer.checkpoint import Checkpointer, PendingCheckpoint
 from trainer.storage import finder
 from trainer.storage.local import LocalStore
 
@@ -249,3 +251,41 @@ def test_no_thread_is_left(fake, error):
     except type(error or full()) as raised:
         assert str(error)[:5] in str(raised)
     assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.slow
+def test_a_thousand_saves_leave_nothing_behind(tmp_path: pathlib.Path) -> None:
+    root = tmp_path / "checkpoints"
+    variable = tf.Variable(tf.zeros([50_000]))
+    process = pathlib.Path("/proc/self")
+
+    def resident_bytes() -> int:
+        pages = int((process / "statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+
+    checkpointer = Checkpointer(
+        objects=tf.train.Checkpoint(variable=variable),
+        store=LocalStore(root),
+        keep_checkpoints=3,
+        config_digest="c0ffee",
+        attempt="a1",
+    )
+    with BackgroundSaver(checkpointer) as saver:
+        for step in range(1, 1101):
+            variable.assign_add(tf.ones([50_000]))
+            saver.save(step, {"step": step})
+            if step == 100:
+                saver.wait()
+                before_bytes = resident_bytes()
+                num_files = len(list((process / "fd").iterdir()))
+                num_threads = threading.active_count()
+        saver.wait()
+        assert len(list((process / "fd").iterdir())) <= num_files
+        assert threading.active_count() <= num_threads
+        # One state kept a save would be 200 MB by now.
+        assert resident_bytes() - before_bytes < 20e6
+    assert sorted(p.name for p in root.iterdir()) == [
+        "step-000001098",
+        "step-000001099",
+        "step-000001100",
+    ]

@@ -80,9 +80,15 @@ class _Server:
         point: str | None = None,
         count: int = 0,
         *more: str,
+        signals: tuple[int, ...] = (signal.SIGKILL,),
     ) -> int:
         flags = [*_FLAGS, f"--workdir={workdir}", *more]
-        command = {"flags": flags, "point": point, "count": count}
+        command = {
+            "flags": flags,
+            "point": point,
+            "count": count,
+            "signals": signals,
+        }
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
@@ -177,6 +183,55 @@ def test_killed_with_a_bucket_any_machine_ends_the_same(
     names = fake.objects.names(bucket)
     assert "run/checkpoints/step-000000021/MANIFEST.json" in names
     assert sum(name.endswith("MANIFEST.json") for name in names) == 1
+
+
+# And the step that is durable then, if it is to stop; another thread's work
+# may be anywhere between two steps.
+_PHASES = {
+    "while loading": (1, {0}),
+    "while compiling": (1, {2}),
+    "mid-epoch": (5, {8}),
+    "during sampling": (2, {14}),
+    "before the bundle": (2, {14}),
+    "before fsync": (4, set(range(14, 22))),
+    "before the rename": (2, set(range(14, 22))),
+    "during retention": (1, set(range(14, 22))),
+}
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        pytest.param(
+            phase,
+            marks=() if phase == "while compiling" else pytest.mark.slow,
+            id=phase,
+        )
+        for phase in _PHASES
+    ],
+)
+def test_sigterm_in_any_phase_saves_and_a_second_one_does_not_wait(
+    server: _Server,
+    undisturbed: pathlib.Path,
+    tmp_path: pathlib.Path,
+    phase: str,
+) -> None:
+    count, durable_steps = _PHASES[phase]
+    once, twice = (signal.SIGTERM,), (signal.SIGTERM, signal.SIGTERM)
+    for workdir, signals in (
+        (tmp_path / "once", once),
+        (tmp_path / "twice", twice),
+    ):
+        code = server.run(workdir, phase, count, signals=signals)
+        if signals == once:
+            step = runs.newest_step(workdir)
+            assert step in durable_steps
+            # One that comes when nothing is left to do stops nothing.
+            assert code == (0 if step == 21 else 143)
+        else:
+            assert code == 143
+        assert server.run(workdir) == 0
+        runs.assert_same(workdir, undisturbed)
 
 
 @pytest.mark.slow
