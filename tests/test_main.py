@@ -92,7 +92,7 @@ def test_help_into_a_pager_that_stops_reading_is_no_error():
             ["one_device", "=2", "Change"],
         ),
         (["--data_dir=data"], ["--data_dir=data", "embedded", "Leave"]),
-        (["--workdir=gs://bucket/run"], ["gs://bucket/run", "local"]),
+        (["--workdir=s3://bucket/run"], ["s3://bucket/run", "gs://bucket"]),
     ],
 )
 def test_misuse_exits_2_with_value_rule_and_remedy(
