@@ -230,11 +230,14 @@ def open_mirror(
     try:
         if what_was_done := mirror.download():
             logging.info(what_was_done)
-        yield mirror
+        try:
+            yield mirror
+        finally:
+            mirror.close(config.upload_deadline_secs)
+            # Of what a failed download had not looked at, nothing is known.
+            logging.info(mirror.durability())
     finally:
-        mirror.close(config.upload_deadline_secs)
         lease.release(_RELEASE_SECS)
-        logging.info(mirror.durability())
 
 
 def open_outputs(

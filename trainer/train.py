@@ -138,8 +138,10 @@ def _keep_files(
                 f"{reason} One run directory serves one run at a time: end one "
                 "of the two."
             )
+        start_secs = time.monotonic()
         # First, so that a checkpoint never knows more than the files.
         outputs.flush()
+        flush_secs = time.monotonic() - start_secs
         host_state = {
             "epoch": schedule.epoch(step),
             "images_seen": step * config.global_batch_size,
@@ -149,7 +151,8 @@ def _keep_files(
         }
         saver.save(step, host_state)
         outputs.note_save(
-            secs=saver.standstill_secs, num_failed=saver.num_failed
+            secs=flush_secs + saver.standstill_secs,
+            num_failed=saver.num_failed,
         )
 
     with (
