@@ -277,21 +277,24 @@ def test_all_precisions_learn_alike() -> None:
             global_batch_size=64,
             learning_rate=1e-3,
         )
-        rounds = [step.run(1) for _ in range(150)]
+        rounds = [step.run(1) for _ in range(300)]
         curves[precision] = {
             name: np.array([metrics[name] for metrics in rounds])
             for name in ("g_loss", "d_loss")
         }
     # Rounding decides what a GAN does next, so that the curves part soon; but
-    # not far: measured were 0.05 of 2.4 (g_loss) and 0.006 of 0.25 (d_loss).
-    for name, band in (("g_loss", 0.2), ("d_loss", 0.05)):
+    # not far: over steps 200 to 300, measured were at most 0.21 of 3.5 (g_loss)
+    # and 0.018 of 0.18 (d_loss); before, a tenth of that.
+    for name, band in (("g_loss", 0.5), ("d_loss", 0.05)):
         exact = curves["float32"][name]
         for precision in ("mixed_bfloat16", "mixed_float16"):
             curve = curves[precision][name]
             assert not np.array_equal(curve, exact)
-            assert curve[-50:].mean() == pytest.approx(
-                exact[-50:].mean(), abs=band
-            )
+            for first in (100, 200):
+                window = slice(first, first + 100)
+                assert curve[window].mean() == pytest.approx(
+                    exact[window].mean(), abs=band
+                )
         # They had something to learn.
         assert abs(exact[-50:].mean() - exact[:10].mean()) > 2 * band
 
