@@ -3,12 +3,15 @@
 import itertools
 import os
 import sys
+from collections.abc import Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import pytest
 import tensorflow as tf
+
+from tests.fake_gcs import FakeGcs
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -39,6 +42,15 @@ tf.distribute.MirroredStrategy._collective_key_base = _FreshKeys()
 def _seed() -> None:
     # With op determinism on, TensorFlow refuses unseeded draws.
     keras.utils.set_random_seed(1)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGcs]:
+    """A fake of Cloud Storage with an empty bucket named "bucket"."""
+    with FakeGcs() as server:
+        server.objects.add_bucket("bucket")
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        yield server
 
 
 _exit_code = 0

@@ -2,15 +2,19 @@
 
 Reads one JSON object a line: {"flags": [...], "point": a name of `POINTS` or
 null, "count": which time the point is meant, "signals": what it sends itself
-there}. Answers each with the exit status, negative for a signal. Every run is a
-fork of this process, which has imported TensorFlow and not started it: that
-saves the seconds of the import.
+there, "after_secs": when it kills itself wherever it is, or null}. Answers each
+with the exit status, negative for a signal. Every run is a fork of this
+process, which has imported TensorFlow and not started it: that saves the
+seconds of the import.
 """
 
+import functools
 import json
 import os
 import pathlib
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -159,6 +163,9 @@ def _run(command: dict[str, Any]) -> int:
     if command["point"] is not None:
         bomb = _Bomb(command["count"], command["signals"])
         POINTS[command["point"]](bomb)
+    if command["after_secs"] is not None:
+        kill = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
+        threading.Timer(command["after_secs"], kill).start()
     code = 1
     try:
         code = main.main(["main.py", *command["flags"]])

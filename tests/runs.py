@@ -11,7 +11,9 @@ _TIMES = ("images_per_sec", "data_wait_secs", "save_secs")
 
 def checkpoint_names(workdir: pathlib.Path) -> list[str]:
     """The committed checkpoints, the oldest first."""
-    return sorted(p.name for p in (workdir / "checkpoints").glob("step-*[0-9]"))
+    names = (path.name for path in (workdir / "checkpoints").glob("step-*"))
+    # What is being written has a suffix, which may end in a digit.
+    return sorted(name for name in names if name[5:].isdecimal())
 
 
 def newest_step(workdir: pathlib.Path) -> int:

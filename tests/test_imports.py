@@ -134,6 +134,7 @@ _ALLOWED = {
     "storage.mirror_checkpoints": {
         "atomic_file",
         "errors",
+        "preflight",
         "retention",
         "storage.bucket",
         "storage.finder",

@@ -5,7 +5,6 @@ import time
 
 import pytest
 
-from tests.fake_gcs import FakeGcs
 from trainer import errors
 from trainer.storage import lease_object
 from trainer.storage.bucket import Bucket
@@ -17,14 +16,6 @@ OBJECT = "runs/a/lease.json"
 LIMIT_SECS = 30.0
 PATIENCE = Patience(request_secs=20, retry_secs=60, first_delay_secs=0.01)
 IMPATIENT = Patience(request_secs=1, retry_secs=0.2, first_delay_secs=0.01)
-
-
-@pytest.fixture
-def fake(monkeypatch):
-    with FakeGcs() as fake:
-        fake.objects.add_bucket(NAME)
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.url)
-        yield fake
 
 
 @pytest.fixture

@@ -29,39 +29,32 @@ def _gradients(num_steps, scale=1.0):
     ]
 
 
-def test_ten_steps_equal_keras():
-    for settings in (
-        {"learning_rate": 1e-3},
-        {"learning_rate": 1e-3, "beta_1": 0.5, "beta_2": 0.9},
+@pytest.mark.parametrize(
+    ("make", "make_keras", "settings"),
+    [
+        (optimizers.Adam, keras.optimizers.Adam, {}),
+        (
+            optimizers.Adam,
+            keras.optimizers.Adam,
+            {"beta_1": 0.5, "beta_2": 0.9},
+        ),
         # Beside gradients of this size epsilon counts.
-        {"learning_rate": 1e-3, "epsilon": 0.5},
-    ):
-        ours, theirs = _variables(), _variables()
-        adam = optimizers.Adam(ours, **settings)
-        keras_adam = keras.optimizers.Adam(**settings)
-        for gradients in _gradients(10):
-            adam.apply(gradients)
-            keras_adam.apply(gradients, theirs)
-        for one, two, start in zip(ours, theirs, _variables(), strict=True):
-            np.testing.assert_allclose(one, two, rtol=0, atol=1e-7)
-            assert np.abs(one - start).max() > 1e-4
-
-
-def test_ten_steps_of_rmsprop_equal_keras():
-    for settings in (
-        {"learning_rate": 1e-3},
-        {"learning_rate": 1e-3, "rho": 0.5},
-        {"learning_rate": 1e-3, "epsilon": 0.5},
-    ):
-        ours, theirs = _variables(), _variables()
-        rmsprop = optimizers.RMSprop(ours, **settings)
-        keras_rmsprop = keras.optimizers.RMSprop(**settings)
-        for gradients in _gradients(10):
-            rmsprop.apply(gradients)
-            keras_rmsprop.apply(gradients, theirs)
-        for one, two, start in zip(ours, theirs, _variables(), strict=True):
-            np.testing.assert_allclose(one, two, rtol=0, atol=1e-7)
-            assert np.abs(one - start).max() > 1e-4
+        (optimizers.Adam, keras.optimizers.Adam, {"epsilon": 0.5}),
+        (optimizers.RMSprop, keras.optimizers.RMSprop, {}),
+        (optimizers.RMSprop, keras.optimizers.RMSprop, {"rho": 0.5}),
+        (optimizers.RMSprop, keras.optimizers.RMSprop, {"epsilon": 0.5}),
+    ],
+)
+def test_ten_steps_equal_keras(make, make_keras, settings):
+    ours, theirs = _variables(), _variables()
+    optimizer = make(ours, learning_rate=1e-3, **settings)
+    keras_optimizer = make_keras(learning_rate=1e-3, **settings)
+    for gradients in _gradients(10):
+        optimizer.apply(gradients)
+        keras_optimizer.apply(gradients, theirs)
+    for one, two, start in zip(ours, theirs, _variables(), strict=True):
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-7)
+        assert np.abs(one - start).max() > 1e-4
 
 
 def test_the_flag_knows_all_optimizers():

@@ -203,16 +203,7 @@ def test_replicas_do_in_parts_what_one_does_in_parts(
     # Batch norm and dropout included: a part is, over all replicas, the same
     # piece of the global batch.
     settings = {"sync_batch_norm": True, "num_accumulation_steps": 2}
-    state_1, step_1 = _make(1, **settings)
-    state_n, step_n = _make(num_replicas, **settings)
-    for _ in range(4):
-        metrics_1, metrics_n = step_1.run(1), step_n.run(1)
-        for name in train_step.METRIC_NAMES:
-            assert metrics_n[name] == pytest.approx(metrics_1[name], abs=1e-5)
-    for one, many in zip(
-        tiny.values(state_1), tiny.values(state_n), strict=True
-    ):
-        np.testing.assert_allclose(many, one, rtol=0, atol=1e-5)
+    tiny.assert_alike(_make(1, **settings), _make(num_replicas, **settings))
 
 
 def test_float16_goes_with_synchronized_statistics_in_parts() -> None:

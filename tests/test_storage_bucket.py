@@ -37,14 +37,6 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def fake(monkeypatch):
-    with FakeGcs() as fake:
-        fake.objects.add_bucket(NAME)
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.url)
-        yield fake
-
-
-@pytest.fixture
 def bucket(fake):
     return Bucket(NAME, prefix="runs/a", patience=PATIENCE)
 

@@ -7,7 +7,7 @@ import threading
 import google_crc32c
 import pytest
 
-from tests.fake_gcs import PLACES, FakeGcs, empty_bucket
+from tests.fake_gcs import PLACES, empty_bucket
 from trainer import errors
 from trainer.storage import files, finder, manifest
 from trainer.storage.bucket import Bucket
@@ -20,14 +20,6 @@ STEP = "step-000000350"
 ROOT = f"runs/a/checkpoints/{STEP}"
 DAY_SECS = 24 * 3600
 PATIENCE = Patience(request_secs=20, retry_secs=60, first_delay_secs=0.01)
-
-
-@pytest.fixture
-def fake(monkeypatch):
-    with FakeGcs() as fake:
-        fake.objects.add_bucket(NAME)
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.url)
-        yield fake
 
 
 def make_store(cache, bucket=NAME):

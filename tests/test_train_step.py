@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests import tiny
-from trainer import distribution, losses, randomness, train_step
+from trainer import distribution, losses, randomness
 from trainer.data import pipeline
 from trainer.team import Team
 from trainer.train_state import TrainState
@@ -57,29 +57,13 @@ def test_replicas_together_do_what_one_does_alone(num_replicas: int) -> None:
         "sync_batch_norm": True,
         "learning_rate": 1e-4,
     }
-    state_1, step_1 = _make(1, **settings)
-    state_n, step_n = _make(num_replicas, **settings)
-    for _ in range(4):
-        metrics_1, metrics_n = step_1.run(1), step_n.run(1)
-        for name in train_step.METRIC_NAMES:
-            assert metrics_n[name] == pytest.approx(metrics_1[name], abs=1e-5)
-    for one, many in zip(
-        tiny.values(state_1), tiny.values(state_n), strict=True
-    ):
-        np.testing.assert_allclose(many, one, rtol=0, atol=1e-5)
+    tiny.assert_alike(_make(1, **settings), _make(num_replicas, **settings))
 
 
 def test_dropout_does_not_change_that() -> None:
     # The masks belong to positions in the global batch, not to replicas.
     settings = {"sync_batch_norm": True, "learning_rate": 1e-4}
-    state_1, step_1 = _make(1, **settings)
-    state_2, step_2 = _make(2, **settings)
-    step_1.run(3)
-    step_2.run(3)
-    for one, two in zip(
-        tiny.values(state_1), tiny.values(state_2), strict=True
-    ):
-        np.testing.assert_allclose(two, one, rtol=0, atol=1e-5)
+    tiny.assert_alike(_make(1, **settings), _make(2, **settings), num_steps=3)
 
 
 def test_every_variable_is_equal_on_all_replicas() -> None:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from trainer import losses
+from trainer import losses, train_step
 from trainer.data import pipeline
 from trainer.data.array_dataset import ArrayDataset
 from trainer.models import layers
@@ -137,3 +138,18 @@ def build_step(
 def values(state: TrainState) -> list[np.ndarray]:
     """Returns all variables' values, optimizers' slots among them."""
     return [variable.numpy() for variable in state.variables]
+
+
+def assert_alike(
+    one: tuple[TrainState, TrainStep],
+    many: tuple[TrainState, TrainStep],
+    *,
+    num_steps: int = 4,
+) -> None:
+    """Trains both and compares metrics and all variables, to 1e-5."""
+    for _ in range(num_steps):
+        metrics, others = one[1].run(1), many[1].run(1)
+        for name in train_step.METRIC_NAMES:
+            assert others[name] == pytest.approx(metrics[name], abs=1e-5), name
+    for value, other in zip(values(one[0]), values(many[0]), strict=True):
+        np.testing.assert_allclose(other, value, rtol=0, atol=1e-5)

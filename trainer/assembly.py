@@ -17,6 +17,7 @@ from trainer import (
     losses,
     models,
     rendezvous,
+    run_directory,
     samples,
 )
 from trainer.config import Config
@@ -206,6 +207,7 @@ def open_mirror(
       CheckpointError: none of its checkpoints is good, or they are another
         configuration's.
       StorageError: the bucket refuses, or another process writes there.
+      UsageError: this config cannot continue the run that is there.
     """
     if config.bucket is None:
         raise ValueError(f"{config.workdir} is not in a bucket.")
@@ -228,7 +230,10 @@ def open_mirror(
     )
     lease.acquire(wait_secs=_MAX_WAIT_SECS)
     try:
-        if what_was_done := mirror.download():
+        what_was_done = mirror.download(
+            check_config=lambda: run_directory.check(config)
+        )
+        if what_was_done:
             logging.info(what_was_done)
         try:
             yield mirror

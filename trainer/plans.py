@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import secrets
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
@@ -50,6 +51,16 @@ class Plan:
     first_step: int
     num_rollbacks: int
 
+    def host_state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint of a step holds beside the variables."""
+        return {
+            "epoch": self.schedule.epoch(step),
+            "images_seen": step * self.config.global_batch_size,
+            "data_digest": self.data_digest,
+            "num_replicas": self.team.strategy.num_replicas_in_sync,
+            "num_rollbacks": self.num_rollbacks,
+        }
+
 
 def make_plan(config: Config, team: Team, stack: contextlib.ExitStack) -> Plan:
     """Looks at devices, data and the run directory, and changes nothing.
@@ -59,13 +70,10 @@ def make_plan(config: Config, team: Team, stack: contextlib.ExitStack) -> Plan:
     Raises:
       TrainerError: something does not fit.
     """
-    logging.info("Training on %s.", distribution.describe(team.strategy))
-    with Watchdog(stall_timeout_secs=config.stall_timeout_secs) as watchdog:
-        watchdog.beat()  # There is nothing yet that takes long to compile.
-        distribution.check_all_reduce(team.strategy)
+    _check_devices(config, team)
     directory = run_directory.RunDirectory(Path(config.local_root))
     if team.is_chief and not config.bucket:
-        run_directory.check(config)
+        run_directory.check(config)  # That of a run in a bucket has to come.
     team.share(0)  # Or the others would learn of an error after their loading.
     dataset = data.load(config.dataset, data_dir=config.data_dir)
     data_digest = dataset.digest()  # Reads all of the data: once is enough.
@@ -90,7 +98,6 @@ def make_plan(config: Config, team: Team, stack: contextlib.ExitStack) -> Plan:
                     config, directory, store, schedule, attempt
                 )
             )
-            run_directory.check(config)  # Of what has come from the bucket.
         found = _find_checkpoint(
             config, directory, store, data_digest, schedule
         )
@@ -108,6 +115,13 @@ def make_plan(config: Config, team: Team, stack: contextlib.ExitStack) -> Plan:
         first_step=team.from_chief(found.step if found else 0),
         num_rollbacks=team.from_chief(_num_rollbacks(found)),
     )
+
+
+def _check_devices(config: Config, team: Team) -> None:
+    logging.info("Training on %s.", distribution.describe(team.strategy))
+    with Watchdog(stall_timeout_secs=config.stall_timeout_secs) as watchdog:
+        watchdog.beat()  # There is nothing yet that takes long to compile.
+        distribution.check_all_reduce(team.strategy)
 
 
 def roll_back(plan: Plan, error: errors.DivergedError) -> Plan:

@@ -133,27 +133,20 @@ def _keep_files(
         )
 
     def save(step: int) -> None:
+        start_secs = time.monotonic()
+        # First, so that a checkpoint never knows more than the files.
+        outputs.flush()
+        flush_secs = time.monotonic() - start_secs
+        saver.save(step, plan.host_state(step))
+        outputs.note_save(
+            secs=flush_secs + saver.standstill_secs,
+            num_failed=saver.num_failed,
+        )
         if plan.mirror and (reason := plan.mirror.lost):
             raise errors.StorageError(
                 f"{reason} One run directory serves one run at a time: end one "
                 "of the two."
             )
-        start_secs = time.monotonic()
-        # First, so that a checkpoint never knows more than the files.
-        outputs.flush()
-        flush_secs = time.monotonic() - start_secs
-        host_state = {
-            "epoch": schedule.epoch(step),
-            "images_seen": step * config.global_batch_size,
-            "data_digest": plan.data_digest,
-            "num_replicas": plan.team.strategy.num_replicas_in_sync,
-            "num_rollbacks": plan.num_rollbacks,
-        }
-        saver.save(step, host_state)
-        outputs.note_save(
-            secs=flush_secs + saver.standstill_secs,
-            num_failed=saver.num_failed,
-        )
 
     with (
         run_directory.claim(config, plan.attempt),

@@ -76,7 +76,7 @@ class Lease:
         False also while the network is down for longer than the lease lasts;
         true again afterwards, if nobody has taken it.
         """
-        return self._lost is None and time.monotonic() < self._end_secs
+        return self._lost is None and _now_secs() < self._end_secs
 
     @property
     def lost(self) -> str | None:
@@ -195,7 +195,7 @@ class Lease:
             ConflictError: If another process wrote it meanwhile.
             StorageError: If the bucket cannot be written.
         """
-        start_secs = time.monotonic()
+        start_secs = _now_secs()
         self._generation = lease_object.write(
             self._bucket, self._data, generation=generation
         ).generation
@@ -212,6 +212,16 @@ class Lease:
             "over."
         )
         logging.error("%s Nothing more is uploaded.", self._lost)
+
+
+def _now_secs() -> float:
+    """Reads a clock that goes on while the machine is suspended, if any does.
+
+    Another process may have taken the lease by the time it wakes up.
+    """
+    return time.clock_gettime(
+        getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    )
 
 
 def _name(claim: Claim) -> str:

@@ -1,14 +1,15 @@
 """Brings a local run directory to a bucket, behind the back of the training.
 
 A run in a bucket is first a complete run in a local directory. One thread
-uploads what is new: the files first, then the checkpoint, so that no
-checkpoint in the bucket is ahead of the metrics there. What fails is logged
+uploads what is new: the metrics before the checkpoint, so that no checkpoint
+in the bucket is ahead of them, and then the rest. What fails is logged
 and tried again later; the training never waits and never fails for it.
 """
 
 import pathlib
 import threading
 import time
+from collections.abc import Callable
 
 from absl import logging
 
@@ -95,10 +96,16 @@ class Mirror:
             target=self._run, name="mirror", daemon=True
         )
 
-    def download(self) -> str | None:
+    def download(self, *, check_config: Callable[[], object]) -> str | None:
         """Brings here what only the bucket has; from then on, uploads.
 
-        Call it once, before anything else is written to the run directory.
+        Call it once, before anything else is written to the run directory. The
+        newest checkpoint comes last: it stands for the files up to it, and a
+        start that was cut off finds that it is still missing.
+
+        Args:
+            check_config: Is called when `config.json` is here, and raises if
+                the command does not continue that run.
 
         Returns:
             What was done, as a sentence; None for a run that begins.
@@ -110,20 +117,27 @@ class Mirror:
                 reached, or if the disk refuses.
         """
         stored = self._bucket.list_objects("")
-        newest = self._checkpoints.synchronize()
-        num_files = self._files.download(
-            stored, replace_metrics=newest.downloaded
-        )
-        self._newest_local = newest.local
+        num_files = self._files.download_config(stored)
+        check_config()
+        self._checkpoints.probe()
+        newest = self._checkpoints.compare()
+        fetched = newest.fetched
+        num_files += self._files.download(replace=fetched is not None)
+        if fetched is not None:
+            self._checkpoints.adopt(fetched)
+        self._checkpoints.clean_up()
+        self._newest_local = fetched.name if fetched else newest.local
         self._newest_remote = newest.remote
-        uploads = newest.local if newest.local != newest.remote else None
+        uploads = None
+        if self._newest_local != self._newest_remote:
+            uploads = self._newest_local
         if uploads is not None:
             self._pack(uploads)
         self._thread.start()
         return durability.beginning(
             location=self._location,
             root=self._root,
-            downloaded=newest.local if newest.downloaded else None,
+            downloaded=fetched.name if fetched else None,
             num_files=num_files,
             uploads=uploads,
         )
@@ -181,36 +195,46 @@ class Mirror:
             self._checkpoints.discard(replaced)
 
     def _run(self) -> None:
-        """Uploads until `close`, and then everything once more."""
-        is_last = False
-        while not is_last:
+        """Uploads until `close`, and then until all is there or it is late."""
+        while True:
             self._wake.wait(min(_POLL_SECS, self._secs_between_rounds))
             self._wake.clear()
-            is_last = self._deadline_secs is not None
+            end_secs = self._deadline_secs
             try:
-                self._upload(is_last)
+                is_done = self._upload(is_last=end_secs is not None)
             # Whatever it is, a defect of ours too: the training goes on.
             except Exception as error:
                 self._note_failure(error)
+                is_done = False
+            if end_secs is not None and (
+                is_done or self.lost or time.monotonic() >= end_secs
+            ):
+                return
 
-    def _upload(self, is_last: bool) -> None:
-        """Uploads what is due.
+    def _upload(self, *, is_last: bool) -> bool:
+        """Uploads what is due; tells whether that was done.
 
         Raises:
             BadCheckpointError: If a checkpoint does not arrive as it was sent.
             StorageError: If the bucket refuses.
         """
+        if not self._may_go_on():
+            return False  # The lease says why.
         if not is_last and time.monotonic() < self._next_round_secs:
             if self._last_reason is None:
                 self._files.upload_new_pictures()
-            return
+            return True
         with self._lock:
             parcel, self._waiting = self._waiting, None
+        all_files = is_last or parcel is not None
         try:
-            self._files.upload_changed(all_files=is_last or parcel is not None)
-            if parcel is not None and self._may_go_on():
-                self._checkpoints.send(parcel)
-                self._newest_remote, parcel = parcel.manifest.name, None
+            if parcel is not None:
+                self._files.upload_records()
+                if self._may_go_on():
+                    self._checkpoints.send(parcel)
+                    self._newest_remote, parcel = parcel.manifest.name, None
+            # After it: whoever is given a few seconds needs the checkpoint.
+            self._files.upload_changed(all_files=all_files)
         except BadCheckpointError:
             if parcel is not None:
                 self._checkpoints.discard(parcel)
@@ -223,6 +247,7 @@ class Mirror:
         if self._last_reason is not None:
             logging.info("%s takes uploads again.", self._location)
         self._last_reason = None
+        return parcel is None and self._may_go_on()
 
     def _may_go_on(self) -> bool:
         end_secs = self._deadline_secs

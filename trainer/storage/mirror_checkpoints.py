@@ -8,7 +8,7 @@ import shutil
 
 from absl import logging
 
-from trainer import atomic_file, errors
+from trainer import atomic_file, errors, preflight
 from trainer.retention import Retention
 from trainer.storage import finder
 from trainer.storage.bucket import Bucket
@@ -33,12 +33,12 @@ class Newest:
     Attributes:
         local: Of those here.
         remote: Of those in the bucket.
-        downloaded: Whether the one here has just come from the bucket.
+        fetched: That of the bucket, if it is newer; see `adopt`.
     """
 
     local: str | None
     remote: str | None
-    downloaded: bool
+    fetched: StoredCheckpoint | None
 
 
 class MirrorCheckpoints:
@@ -72,6 +72,7 @@ class MirrorCheckpoints:
         self._local = local
         self._remote = RemoteStore(bucket, cache=cache)
         self._cache = LocalStore(cache)
+        self._cache_directory = cache
         self._config_digest = config_digest
         self._attempt = attempt
         self._retention = Retention(
@@ -81,8 +82,22 @@ class MirrorCheckpoints:
             config_digest=config_digest,
         )
 
-    def synchronize(self) -> Newest:
-        """Brings the newest good checkpoint here, if only the bucket has it.
+    def probe(self) -> None:
+        """Really saves a small checkpoint in the bucket, and deletes it.
+
+        Raises:
+            StorageError: If anything of that is not permitted.
+        """
+        # A bucket has no end, so that the size does not matter.
+        preflight.probe(
+            self._remote,
+            keep_checkpoints=1,
+            checkpoint_bytes=0,
+            attempt=self._attempt,
+        )
+
+    def compare(self) -> Newest:
+        """Finds the newest on both sides, and fetches what is newer there.
 
         Raises:
             CheckpointError: If there are some and none is good, or if one was
@@ -91,25 +106,46 @@ class MirrorCheckpoints:
         """
         remote_name = self._newest_in_bucket()
         local = self._newest_local(remote_name)
+        local_name = local.name if local else None
         if local is not None and not _is_newer(remote_name, local.name):
-            return Newest(local.name, remote_name, False)
+            return Newest(local_name, remote_name, None)
         # Raises if the bucket has some and none is good.
         remote = finder.find_newest(
             self._remote, config_digest=self._config_digest
         )
-        downloads = remote is not None and _is_newer(
-            remote.name, local.name if local else None
-        )
-        if remote is not None and downloads:
-            self._adopt(remote)
-            local = remote
+        if remote is None or not _is_newer(remote.name, local_name):
+            return Newest(local_name, remote.name if remote else None, None)
+        return Newest(local_name, remote.name, remote)
+
+    def adopt(self, stored: StoredCheckpoint) -> None:
+        """Puts what was fetched into the local store.
+
+        Raises:
+            StorageError: If the disk refuses.
+        """
+        record = self._remote.read_manifest(stored.name)
+        if stored.name in self._local.list_names():
+            logging.warning(
+                "%s in %s is not good and is replaced by that in %s.",
+                stored.name,
+                self._local.location,
+                self._remote.location,
+            )
+            self._local.delete(stored.name)
+        staging = self._local.stage(stored.name, attempt=self._attempt)
+        try:
+            _link_files(stored.directory, staging, record)
+            self._local.commit(staging, record)
+        except BaseException:
+            self._local.discard(staging)
+            raise
+
+    def clean_up(self) -> None:
+        """Removes what was fetched, also by a process that was killed."""
         for name in self._cache.list_names():
             self._cache.delete(name)
-        return Newest(
-            local.name if local else None,
-            remote.name if remote else None,
-            downloads,
-        )
+        with contextlib.suppress(OSError):  # Unless something is on its way.
+            self._cache_directory.rmdir()
 
     def pack(self, name: str) -> Parcel:
         """Makes a local checkpoint safe from being pruned before it is sent.
@@ -134,15 +170,16 @@ class MirrorCheckpoints:
     def send(self, parcel: Parcel) -> None:
         """Uploads a checkpoint, verifies it and deletes older ones there.
 
-        One that is there already and good stays as it is. After an error, the
-        parcel can be sent again.
+        The very same one stays as it is; one of other content is replaced, for
+        who has the lease is right. After an error, the parcel can be sent
+        again.
 
         Raises:
             BadCheckpointError: If it does not read back as it was sent.
             StorageError: If the bucket refuses.
         """
         name = parcel.manifest.name
-        if self._is_in_bucket(name):
+        if self._is_in_bucket(parcel.manifest):
             self._remote.discard(parcel.directory)
         elif not parcel.directory.is_dir():
             # Sent before, and no longer there or no longer good.
@@ -155,9 +192,16 @@ class MirrorCheckpoints:
     def _newest_in_bucket(self) -> str | None:
         """Finds it by what the server says, without a download."""
         for name in finder.newest_first(self._remote):
-            with contextlib.suppress(BadCheckpointError):
+            try:
                 self._retention.verify(name)
                 return name
+            except BadCheckpointError as error:
+                logging.warning(
+                    "%s in %s is skipped: %s",
+                    name,
+                    self._remote.location,
+                    error,
+                )
         return None
 
     def _newest_local(self, remote_name: str | None) -> StoredCheckpoint | None:
@@ -176,37 +220,24 @@ class MirrorCheckpoints:
             )
             return None
 
-    def _adopt(self, stored: StoredCheckpoint) -> None:
-        """Puts a fetched checkpoint into the local store."""
-        record = self._remote.read_manifest(stored.name)
-        if stored.name in self._local.list_names():
-            logging.warning(
-                "%s in %s is not good and is replaced by that in %s.",
-                stored.name,
-                self._local.location,
-                self._remote.location,
-            )
-            self._local.delete(stored.name)
-        staging = self._local.stage(stored.name, attempt=self._attempt)
-        try:
-            _link_files(stored.directory, staging, record)
-            self._local.commit(staging, record)
-        except BaseException:
-            self._local.discard(staging)
-            raise
-
-    def _is_in_bucket(self, name: str) -> bool:
+    def _is_in_bucket(self, record: Manifest) -> bool:
+        name = record.name
         if name not in self._remote.list_names():
             return False
         try:
-            self._retention.verify(name)
+            found = self._retention.verify(name)
         except BadCheckpointError as error:
-            logging.warning(
-                "%s in %s is replaced: %s", name, self._remote.location, error
-            )
-            self._remote.delete(name)
-            return False
-        return True
+            reason = str(error)
+        else:
+            if found.files == record.files:
+                return True
+            # The same step on another way there, before a rollback perhaps.
+            reason = f"attempt {found.attempt} has saved something else"
+        logging.warning(
+            "%s in %s is replaced: %s", name, self._remote.location, reason
+        )
+        self._remote.delete(name)
+        return False
 
 
 def _is_newer(name: str | None, other: str | None) -> bool:

@@ -78,6 +78,16 @@ class MirrorFiles:
             if name.startswith(f"{directory}/") and name not in self._sent:
                 self._upload(name, state)
 
+    def upload_records(self) -> None:
+        """Uploads what a checkpoint stands for: settings and metrics.
+
+        Raises:
+            StorageError: If the bucket cannot be written.
+        """
+        for name, state in self._states([]):
+            if self._differs(name, state):
+                self._upload(name, state)
+
     def upload_changed(self, *, all_files: bool) -> None:
         """Uploads what has changed.
 
@@ -98,18 +108,29 @@ class MirrorFiles:
             ):
                 self._upload(name, state)
 
-    def download(
-        self, stored: Iterable[StoredObject], *, replace_metrics: bool
-    ) -> int:
-        """Brings what is missing here from the bucket.
-
-        Nothing that is here is replaced, but for the metrics on request.
-        `config.json` comes last: without it, a directory is no run, so nobody
-        takes half of one for a whole.
+    def download_config(self, stored: Iterable[StoredObject]) -> int:
+        """Brings `config.json`, so that it can be compared with the command.
 
         Args:
-            stored: What the bucket holds.
-            replace_metrics: Whether the bucket's are the newer ones.
+            stored: What the bucket holds; `download` needs it, too.
+
+        Returns:
+            How many files came, 0 or 1.
+
+        Raises:
+            StorageError: If the bucket cannot be read or the disk written.
+        """
+        self._stored = {file.name: file for file in stored}
+        return self._download_all(
+            [(self._run.config.name, _MAX_RECORD_BYTES)], replace=False
+        )
+
+    def download(self, *, replace: bool) -> int:
+        """Brings the other files from the bucket that are missing here.
+
+        Args:
+            replace: Whether the bucket's state is the newer one, and its
+                metrics and pictures take the place of other ones here.
 
         Returns:
             How many files came.
@@ -117,12 +138,19 @@ class MirrorFiles:
         Raises:
             StorageError: If the bucket cannot be read or the disk written.
         """
-        self._stored = {file.name: file for file in stored}
+        return self._download_all(self._wanted(), replace=replace)
+
+    def _download_all(
+        self, wanted: Iterable[tuple[str, int]], *, replace: bool
+    ) -> int:
         num_files = 0
-        for name, max_bytes in self._wanted():
-            file, path = self._stored[name], self._root / name
-            replace = replace_metrics and path == self._run.metrics
-            if os.path.lexists(path) and not replace:
+        for name, max_bytes in wanted:
+            file, path = self._stored.get(name), self._root / name
+            if file is None:
+                continue
+            # The environment is that of the latest start: this one's.
+            replaces = replace and path != self._run.environment
+            if os.path.lexists(path) and not (replaces and _differ(path, file)):
                 continue
             if file.size > max_bytes:
                 logging.warning(
@@ -148,14 +176,11 @@ class MirrorFiles:
         ]
         wanted = [(name, _MAX_PICTURE_BYTES) for name in pictures]
         wanted = wanted[:_MAX_PICTURES]
-        for path, max_bytes in (
-            (self._run.metrics, _MAX_METRICS_BYTES),
-            (self._run.environment, _MAX_RECORD_BYTES),
-            (self._run.config, _MAX_RECORD_BYTES),
-        ):
-            if path.name in self._stored:
-                wanted.append((path.name, max_bytes))
-        return wanted
+        return [
+            *wanted,
+            (self._run.metrics.name, _MAX_METRICS_BYTES),
+            (self._run.environment.name, _MAX_RECORD_BYTES),
+        ]
 
     def _download(self, file: StoredObject, path: pathlib.Path) -> None:
         atomic_file.make_directory(path.parent)
@@ -177,7 +202,9 @@ class MirrorFiles:
         """Yields what can be uploaded, with its size and time of change."""
         run = self._run
         paths = [run.config, run.environment, run.metrics]
-        for directory in directories or (run.samples, run.events):
+        if directories is None:
+            directories = (run.samples, run.events)
+        for directory in directories:
             # One that does not exist yet has nothing to upload.
             with contextlib.suppress(OSError):
                 paths += sorted(directory.iterdir())
@@ -212,3 +239,11 @@ class MirrorFiles:
             logging.warning("%s is not uploaded: %s", path, error)
             return
         self._sent[name] = state
+
+
+def _differ(path: pathlib.Path, stored: StoredObject) -> bool:
+    """Tells whether a local file is another one than that in the bucket."""
+    try:
+        return not stored.agrees(files.measure(path))
+    except (OSError, ValueError):
+        return True  # A link, say, which a download replaces.
