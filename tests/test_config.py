@@ -295,3 +295,28 @@ def test_config_and_the_entry_point_import_no_tensorflow():
         " sys.exit(bool({'tensorflow', 'keras'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_loop_is_as_long_as_was_asked_for():
+    # Logging ends one, and does so by default only where it ends anyhow.
+    assert config.Config().resolve().log_every_steps == 10
+    long = config.Config(steps_per_loop=100).resolve()
+    assert long.log_every_steps == 100
+    both = config.Config(steps_per_loop=100, log_every_steps=5).resolve()
+    assert both.log_every_steps == 5
+
+
+@pytest.mark.parametrize(
+    ("workdir", "bucket", "local_root"),
+    [
+        ("runs/a", None, "runs/a"),
+        ("gs://b-1/runs/a/", ("b-1", "runs/a"), "./runs/b-1/runs/a"),
+        ("gs://b-1", ("b-1", ""), "./runs/b-1/"),
+    ],
+)
+def test_a_bucket_has_a_local_directory(workdir, bucket, local_root):
+    resolved = config.Config(workdir=workdir).resolve()
+    assert resolved.bucket == bucket
+    assert resolved.local_root == local_root
+    given = config.Config(workdir=workdir, local_dir="near").resolve()
+    assert given.local_root == ("near" if bucket else "runs/a")

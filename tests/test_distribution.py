@@ -1,6 +1,7 @@
 """Devices, strategies and the batch sizes that fit them."""
 
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -167,3 +168,53 @@ def test_auto_is_deterministic_where_it_costs_nothing(
     )
     assert enabled == [True] * expected
     assert growing == [(gpu, True) for gpu in gpus]
+
+
+@pytest.mark.parametrize(
+    ("choice", "device", "sync_batch_norm", "expected"),
+    [
+        ("auto", "GPU:1", False, True),
+        # XLA cannot compile its reductions.
+        ("auto", "GPU:1", True, False),
+        # XLA's convolutions on a CPU lose, whatever GPUs the machine has.
+        ("auto", "CPU:1", False, False),
+        ("on", "CPU:1", False, True),
+        ("off", "GPU:1", False, False),
+    ],
+)
+def test_auto_compiles_where_it_is_faster(
+    choice, device, sync_batch_norm, expected
+):
+    devices = [f"/job:localhost/replica:0/task:0/device:{device}"]
+    assert expected == distribution.should_jit(
+        choice, devices=devices, sync_batch_norm=sync_batch_norm
+    )
+
+
+@pytest.mark.parametrize(("num_gpus", "expected"), [(0, "RING"), (2, "NCCL")])
+def test_workers_speak_nccl_between_gpus(monkeypatch, num_gpus, expected):
+    made = []
+    monkeypatch.setattr(
+        tf.config, "list_physical_devices", lambda kind: ["GPU"] * num_gpus
+    )
+    monkeypatch.setattr(
+        tf.distribute,
+        "MultiWorkerMirroredStrategy",
+        lambda cluster, options: made.append((cluster, options)),
+    )
+    distribution.join_cluster(["host0:1", "host1:2"], 1)
+    [(cluster, options)] = made
+    assert options.implementation.value == expected
+    assert cluster.task_id == 1
+    assert cluster.cluster_spec().job_tasks("worker") == ["host0:1", "host1:2"]
+
+
+def test_a_join_that_fails_is_restartable_and_stops_the_clocks(monkeypatch):
+    def fail(cluster, options):
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 600
+        raise tf.errors.UnknownError(None, None, "Could not start the server")
+
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", fail)
+    with pytest.raises(errors.StalledError, match="host1:2.*start the server"):
+        distribution.join_cluster(["host0:1", "host1:2"], 1)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
