@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import pathlib
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -51,6 +53,21 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGcs]:
         server.objects.add_bucket("bucket")
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
         yield server
+
+
+@pytest.fixture
+def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A file system of one megabyte, where the machine permits to mount it."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=20)
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"Nothing can be mounted here: {error}")
+    yield path
+    # Lazily: a failed test may have left a file open.
+    subprocess.run(["umount", "-l", str(path)], check=True, timeout=20)
 
 
 _exit_code = 0

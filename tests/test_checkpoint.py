@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
 
 import keras
 import numpy as np
@@ -512,21 +511,6 @@ def test_a_disk_that_is_full_after_the_rename_is_named_as_such(
             save_steps(root, [3], attempt="a2")
     assert restored_step(root) == 3
     assert sorted(step_numbers(root)) == [1, 2, 3]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of one megabyte, where the machine permits to mount it."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)]
-    try:
-        subprocess.run(command, check=True, capture_output=True, timeout=20)
-    except (OSError, subprocess.SubprocessError) as error:
-        pytest.skip(f"Nothing can be mounted here: {error}")
-    yield path
-    # Lazily: a failed test may have left a file open.
-    subprocess.run(["umount", "-l", str(path)], check=True, timeout=20)
 
 
 def test_a_disk_that_is_really_full(small_disk, warnings):

@@ -48,20 +48,21 @@ _ALLOWED = {
     # What people look at.
     "outputs": {
         "atomic_file",
+        "errors",
         "metric_writer",
         "progress",
         "run_directory",
         "samples",
         "schedule",
     },
-    "metric_writer": {"atomic_file"},
+    "metric_writer": {"atomic_file", "errors"},
     "samples": {"atomic_file", "randomness"},
     # Leaves.
     "atomic_file": {"errors"},
     "distribution": {"errors"},
     "divergence": {"errors", "loss_scale"},
     "errors": set(),
-    "interruption": set(),
+    "interruption": {"errors"},
     "loss_scale": set(),
     "losses": set(),
     "network": set(),

@@ -255,3 +255,17 @@ def test_the_lease_of_a_live_one_is_not_waited_for(fake, make_lease):
     # It was renewed after a third of its duration.
     assert time.monotonic() - start_secs < 6.0
     assert live.held
+
+
+def test_whoever_waits_for_it_can_be_stopped(fake, make_lease):
+    put(fake, "dead", duration_secs=20.0)
+    lease = make_lease("a1")
+    start = time.monotonic()
+
+    def check_stop():
+        raise errors.StoppedError(143)
+
+    with pytest.raises(errors.StoppedError):
+        lease.acquire(wait_secs=60, check_stop=check_stop)
+    assert time.monotonic() - start < 10
+    assert not lease.held

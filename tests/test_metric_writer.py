@@ -1,15 +1,15 @@
 """Metrics as files hold them, and as TensorBoard reads them."""
 
+import contextlib
 import json
 import math
 import resource
-import threading
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from trainer import errors, samples
+from trainer import errors, metric_writer, samples
 from trainer.metric_writer import MetricWriter
 
 
@@ -183,36 +183,69 @@ def test_a_path_that_cannot_be_written_is_a_storage_error(tmp_path, which):
 
 @pytest.fixture
 def small_disk():
-    """Lets no file grow beyond 64 KiB."""
+    """Lets no file grow beyond 64 KiB; call it to have room again."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    def make_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    yield make_room
+    make_room()
 
 
-def test_metrics_on_a_full_disk_are_a_storage_error(open_writer, small_disk):
+def test_records_wait_for_a_full_disk(tmp_path, open_writer, small_disk):
     writer = open_writer()
+    refused = 0
     # JSON needs 6 bytes for the letter, an event 2: the events still fit.
-    with pytest.raises(errors.StorageError, match="metrics.jsonl"):
-        for step in range(100):
+    for step in range(100):
+        try:
             writer.write_scalars(step, {"\u00e9" * 300: 1.0})
-    with pytest.raises(errors.StorageError):
-        writer.close()  # What could not be written is still there.
+        except errors.StorageError as error:
+            assert "metrics.jsonl" in str(error)
+            refused += 1
+    assert refused > 50
+    with pytest.raises(errors.StorageError, match="metrics.jsonl"):
+        writer.flush()
+    assert len((tmp_path / "metrics.jsonl").read_bytes()) == 2**16
+    small_disk()
+    writer.write_scalars(100, {"g_loss": 1.0})
+    writer.close()
+    assert [r["step"] for r in _records(tmp_path)] == list(range(101))
+    events = _read_events(tmp_path)
+    assert len(events.Scalars("\u00e9" * 300)) == 100
 
 
-def test_events_on_a_full_disk_are_a_storage_error(
-    open_writer, small_disk, monkeypatch
-):
-    # TensorBoard writes in a thread, which dies of it.
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    before = threading.enumerate()
+def test_events_wait_for_a_full_disk(tmp_path, open_writer, small_disk):
     writer = open_writer()
-    with pytest.raises(errors.StorageError, match="events"):
-        for step in range(10):
+    refused = 0
+    for step in range(10):
+        try:
             writer.write_image(step, "samples/generated", b"x" * 2**15)
-            writer.flush()
-    for thread in set(threading.enumerate()) - set(before):
-        thread.join(timeout=10)
+        except errors.StorageError as error:
+            assert "events" in str(error)
+            refused += 1
+    assert refused == 9
+    small_disk()
+    writer.close()
+    images = _read_events(tmp_path).Images("samples/generated")
+    assert [image.step for image in images] == list(range(10))
+
+
+def test_what_waits_is_bounded_and_stays_whole(
+    tmp_path, open_writer, small_disk, monkeypatch
+):
+    monkeypatch.setattr(metric_writer, "_MAX_WAITING_BYTES", 2**16)
+    writer = open_writer()
+    for step in range(10):
+        with contextlib.suppress(errors.StorageError):
+            writer.write_image(step, "samples/generated", b"x" * 2**15)
+    small_disk()
+    writer.write_image(10, "samples/generated", b"y")
+    writer.close()
+    images = _read_events(tmp_path).Images("samples/generated")
+    # The first fitted; the rest of the second and one more could wait.
+    assert [image.step for image in images] == [0, 1, 2, 10]
 
 
 def test_what_is_not_finite_is_null_and_not_drawn(tmp_path, open_writer):

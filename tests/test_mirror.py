@@ -317,6 +317,37 @@ def test_a_download_that_was_cut_off_is_done_again(fake, make_machine, cut_off):
     assert stored(fake, "samples/epoch_0001.png") == b"new picture"
 
 
+@pytest.mark.parametrize("fault", ["none", "network down"])
+def test_a_start_can_be_stopped_and_done_again(
+    fake, make_machine, tmp_path, fault
+):
+    run_once(make_machine("a1"), 300)
+    machine = make_machine("a2")
+    asked = []
+
+    def check_stop():
+        asked.append(fake.count("GET", "alt=media"))
+        if asked[-1] or fault == "network down" and len(asked) > 3:
+            raise errors.StoppedError(143)
+
+    if fault == "network down":
+        fake.fail("GET", "prefix=", "reset", times=10_000)
+    machine.lease.acquire()
+    with pytest.raises(errors.StoppedError):
+        machine.mirror.download(
+            check_config=lambda: None, check_stop=check_stop
+        )
+    assert finder.find_newest(machine.local, config_digest="c0ffee") is None
+    fake.clear()
+    machine.lease.release(LIMIT_SECS)
+    again = make_machine("a3", root=machine.root)
+    again.start()
+    assert finder.find_newest(again.local, config_digest="c0ffee").step == 300
+    # What ends a start ends nothing later.
+    again.save(350)
+    assert again.end() == f"{PLACE} holds everything up to step 350."
+
+
 def test_the_same_step_of_another_way_is_replaced(fake, make_machine, tmp_path):
     other = make_machine("a1")
     run_once(other, 300)
@@ -510,8 +541,8 @@ def test_nothing_is_written_more_often_than_the_rate(fake, make_machine):
         machine.write("events/events.1", b"%d" % step)
         machine.save(step)
         time.sleep(0.02)
-    rounds = 1 + (time.monotonic() - start) / 0.5
     machine.end()
+    rounds = 1 + (time.monotonic() - start) / 0.5
     for name in ("metrics.jsonl", "events.1"):
         assert 2 <= fake.count("POST", name) <= rounds + 1  # 1 at the end
     num_commits = fake.count("POST", r"checkpoints/step-\d+/MANIFEST")

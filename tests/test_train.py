@@ -1,5 +1,7 @@
 """Whole runs in this process: real loop, data and files, tiny networks."""
 
+import contextlib
+import hashlib
 import json
 import math
 import os
@@ -12,9 +14,11 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
+import tensorflow as tf
 
 from tests import runs, tiny
 from trainer import (
+    adversarial,
     assembly,
     checkpoint,
     data,
@@ -123,7 +127,7 @@ def test_every_logged_step_has_its_metrics(
         assert record.keys() == {
             *train_step.METRIC_NAMES,
             *("step", "epoch", "images_per_sec", "data_wait_secs"),
-            *("save_secs", "failed_saves"),
+            *("save_secs", "failed_saves", "failed_writes"),
         }
         assert record["epoch"] == -(-record["step"] // _STEPS_PER_EPOCH)
         assert 0 < record["real_probability"] < 1
@@ -210,13 +214,49 @@ def test_a_run_killed_after_logging_is_replayed(
     runs.assert_same(tmp_path, undisturbed[1])
 
 
+def _digest_what_steps_see(
+    monkeypatch: pytest.MonkeyPatch,
+) -> dict[tuple[int, int], tuple[str, str]]:
+    """Fills in, by step and position, digests of the sample and latents."""
+    seen = {}
+    forward = adversarial.AdversarialRound._forward
+
+    def note(step, first_position, *arrays) -> np.int64:
+        for index, rows in enumerate(zip(*arrays, strict=True)):
+            seen[int(step), int(first_position) + index] = tuple(
+                hashlib.sha256(row.tobytes()).hexdigest() for row in rows
+            )
+        return np.int64(0)
+
+    def digest_then_go_forward(self, generator, discriminator, real, draws):
+        latents = draws(purpose="latents").normal(
+            (real.shape[0], self._latent_dim)
+        )
+        where = draws.keywords["step"], draws.keywords["first_position"]
+        tf.numpy_function(note, [*where, real, latents], tf.int64)
+        return forward(self, generator, discriminator, real, draws)
+
+    monkeypatch.setattr(
+        adversarial.AdversarialRound, "_forward", digest_then_go_forward
+    )
+    return seen
+
+
 def test_another_replica_count_goes_on_with_the_same_data(
-    tmp_path: pathlib.Path,
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    seen = _digest_what_steps_see(monkeypatch)
     # With statistics of the global batch, the results agree up to rounding.
     changes = {"sync_batch_norm": True, "log_every_steps": 1}
     straight, resized = tmp_path / "straight", tmp_path / "resized"
     assert _run(straight, max_steps=9, **changes) == 0
+    seen_by_one = dict(seen)
+    assert seen_by_one.keys() == {
+        (step, position) for step in range(9) for position in range(_BATCH_SIZE)
+    }
+    # No two latents are the same, ever.
+    assert len({latents for _, latents in seen.values()}) == len(seen)
+    seen.clear()
     for max_steps, num_replicas in ((3, 2), (6, 1), (9, 4)):
         assert (
             _run(
@@ -227,6 +267,7 @@ def test_another_replica_count_goes_on_with_the_same_data(
             )
             == 0
         )
+    assert seen == seen_by_one
     for one, other in zip(
         runs.records(straight), runs.records(resized), strict=True
     ):
@@ -448,6 +489,51 @@ def test_a_run_goes_on_after_a_rollback_to_the_same_bits(
             assert _run(workdir, **settings, **stop) == 0
     assert _run(tmp_path / "stopped", **settings) == 0
     runs.assert_same(tmp_path / "stopped", tmp_path / "straight")
+
+
+@pytest.mark.parametrize("room_again_at", [16, None])
+def test_a_full_disk_stops_no_run_before_three_saves_have_failed(
+    undisturbed: dict[int, pathlib.Path],
+    small_disk: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    room_again_at: int | None,
+) -> None:
+    workdir, filler = small_disk / "run", small_disk / "filler"
+    record = outputs.Outputs.record
+
+    def fill_then_record(self, **kwargs) -> None:
+        if kwargs["step"] == 8:
+            while not runs.checkpoint_names(workdir):
+                time.sleep(0.01)  # In the background, that of step 7.
+            with contextlib.suppress(OSError), open(filler, "wb", 0) as file:
+                while file.write(b"x" * 4096):
+                    pass
+        if kwargs["step"] == room_again_at:
+            filler.unlink()
+        record(self, **kwargs)
+
+    settings = {"checkpoint_every_epochs": 1, "keep_checkpoints": 3}
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.Outputs, "record", fill_then_record)
+        if room_again_at is None:
+            with pytest.raises(errors.StorageError, match="goes on there"):
+                _run(workdir, **settings)
+            assert runs.newest_step(workdir) == 7
+            filler.unlink()
+        else:
+            assert _run(workdir, **settings) == 0
+    assert _run(workdir, **settings) == 0
+    lines, others = runs.records(workdir), runs.records(undisturbed[1])
+    if room_again_at:
+        # One save, the picture of epoch 2, and records that waited.
+        assert lines[-1]["failed_saves"] == 1
+        assert lines[-1]["failed_writes"] >= 2
+        assert not (workdir / "samples" / "epoch_0002.png").exists()
+    for name in ("step", "g_loss", "d_loss"):
+        assert [r[name] for r in lines] == [r[name] for r in others]
+    tensors = runs.bundle(workdir)
+    for name, value in runs.bundle(undisturbed[1]).items():
+        np.testing.assert_array_equal(value, tensors[name])
 
 
 def test_a_damaged_picture_does_not_keep_a_run_from_finishing(

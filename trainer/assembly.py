@@ -41,13 +41,11 @@ _RELEASE_SECS = 10.0
 _MAX_WAIT_SECS = 90.0
 
 
-def start_team(config: Config, interruption: Interruption) -> Team | None:
+def start_team(config: Config, interruption: Interruption) -> Team:
     """Configures TensorFlow and joins the other workers, if there are any.
 
-    Returns:
-      None if a signal came while it waited for them.
-
     Raises:
+      StoppedError: a signal came while it waited for them.
       StalledError: they did not come.
       UsageError: they were started with other flags or versions.
     """
@@ -55,7 +53,7 @@ def start_team(config: Config, interruption: Interruption) -> Team | None:
     if config.strategy == "multi_worker":
         workers = cluster.from_environment(os.environ)
         if not _meet(workers, config, interruption):
-            return None
+            interruption.check()
     distribution.prepare_devices(
         num_logical_cpus=config.num_logical_cpus,
         deterministic=config.deterministic,
@@ -200,10 +198,12 @@ def open_mirror(
     store: LocalStore,
     schedule: Schedule,
     attempt: str,
+    interruption: Interruption,
 ) -> Iterator[Mirror]:
     """Brings a run here from its bucket, and keeps it there while entered.
 
     Raises:
+      StoppedError: a signal came before it was here.
       CheckpointError: none of its checkpoints is good, or they are another
         configuration's.
       StorageError: the bucket refuses, or another process writes there.
@@ -228,10 +228,11 @@ def open_mirror(
         keep_checkpoints=config.keep_checkpoints,
         keep_every_steps=schedule.keep_every_steps,
     )
-    lease.acquire(wait_secs=_MAX_WAIT_SECS)
+    lease.acquire(wait_secs=_MAX_WAIT_SECS, check_stop=interruption.check)
     try:
         what_was_done = mirror.download(
-            check_config=lambda: run_directory.check(config)
+            check_config=lambda: run_directory.check(config),
+            check_stop=interruption.check,
         )
         if what_was_done:
             logging.info(what_was_done)

@@ -64,6 +64,14 @@ class StalledError(TrainerError):
     exit_code = EXIT_STALLED
 
 
+class StoppedError(TrainerError):
+    """A signal came before there was anything to save."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("Stopped before training began: nothing to save.")
+        self.exit_code = exit_code
+
+
 class PeerError(TrainerError):
     """Another worker has ended with an error, which this one ends with too."""
 

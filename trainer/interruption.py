@@ -12,6 +12,8 @@ import sys
 import threading
 from types import FrameType, TracebackType
 
+from trainer import errors
+
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What Slurm's --signal=USR1 sends some time before the end of a job.
 _SAVE_SIGNAL = signal.SIGUSR1
@@ -40,6 +42,15 @@ class Interruption:
         Without a signal, 0.
         """
         return 0 if self._first is None else 128 + self._first
+
+    def check(self) -> None:
+        """Ends what waits before the training and has nothing to save.
+
+        Raises:
+            StoppedError: If a signal to stop has come.
+        """
+        if self.requested:
+            raise errors.StoppedError(self.exit_code)
 
     def take_save_request(self) -> bool:
         """Whether SIGUSR1 has asked to save since this was last called."""

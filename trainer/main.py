@@ -60,6 +60,9 @@ def main(argv: Sequence[str]) -> int:
         from trainer import train
 
         return train.run(valid_config)
+    except errors.StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
     except errors.TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

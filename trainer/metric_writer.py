@@ -1,25 +1,31 @@
 """What people look at: `metrics.jsonl` and TensorBoard's event files."""
 
-import contextlib
+import io
+import itertools
 import json
 import math
 import os
 import pathlib
+import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import tensorflow as tf
 from tensorboard.compat.proto import event_pb2, summary_pb2
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from trainer import atomic_file
+from trainer import atomic_file, errors
+
+# More than hours of records and pictures; what comes on top is lost.
+_MAX_WAITING_BYTES = 1 << 26
+_file_numbers = itertools.count()
 
 
 class MetricWriter:
     """Writes scalars and images for the global steps of one run.
 
-    Every method raises `StorageError` if a file cannot be written.
+    Every method raises `StorageError` if a file cannot be written. What was to
+    be written waits in memory then, and the next call tries again.
     """
 
     def __init__(
@@ -35,13 +41,14 @@ class MetricWriter:
           events: TensorBoard's directory.
           first_step: the step that the run continues after.
         """
-        self._metrics_path = metrics
-        self._events_path = events
-        with _storage_errors(metrics):
+        try:
             _drop_records_after(metrics, first_step)
-            self._metrics = open(metrics, "a", encoding="utf-8")
-        with _storage_errors(events):
-            self._events = EventFileWriter(str(events))
+            self._metrics = _GrowingFile(metrics)
+        except OSError as error:
+            raise atomic_file.storage_error("write", metrics, error) from error
+        atomic_file.make_directory(events)
+        self._events = _GrowingFile(events / _event_file_name())
+        self._add_event(0, file_version="brain.Event:2")
         # Tells TensorBoard to drop what older files hold from here on.
         self._add_event(
             first_step + 1,
@@ -56,14 +63,14 @@ class MetricWriter:
         """
         finite = {k: v for k, v in scalars.items() if math.isfinite(v)}
         record = {"step": step, **dict.fromkeys(scalars), **finite}
-        with _storage_errors(self._metrics_path):
-            self._metrics.write(json.dumps(record) + "\n")
-            self._metrics.flush()
         values = [
             summary_pb2.Summary.Value(tag=name, simple_value=value)
             for name, value in finite.items()
         ]
-        self._add_event(step, summary=summary_pb2.Summary(value=values))
+        try:
+            self._metrics.append(json.dumps(record).encode() + b"\n")
+        finally:
+            self._add_event(step, summary=summary_pb2.Summary(value=values))
 
     def write_image(self, step: int, name: str, png: bytes) -> None:
         """Writes an encoded picture for TensorBoard."""
@@ -72,32 +79,80 @@ class MetricWriter:
         self._add_event(step, summary=summary_pb2.Summary(value=[value]))
 
     def flush(self) -> None:
-        """Puts the records on the disk, and hands the events to the system."""
-        with _storage_errors(self._metrics_path):
-            os.fsync(self._metrics.fileno())
-        with _storage_errors(self._events_path):
-            self._events.flush()
+        """Puts the records on the disk; the events stay with the system."""
+        self._metrics.sync()
 
     def close(self) -> None:
-        """Flushes and closes both."""
-        with _storage_errors(self._metrics_path):
+        """Closes both, after a last try."""
+        try:
             self._metrics.close()
-        with _storage_errors(self._events_path):
+        finally:
             self._events.close()
 
     def _add_event(self, step: int, **what: Any) -> None:
         event = event_pb2.Event(wall_time=time.time(), step=step, **what)
-        with _storage_errors(self._events_path):
-            self._events.add_event(event)
+        buffer = io.BytesIO()
+        RecordWriter(buffer).write(event.SerializeToString())
+        self._events.append(buffer.getvalue())
 
 
-@contextlib.contextmanager
-def _storage_errors(path: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    # TensorBoard writes with TensorFlow, which has errors of its own.
-    except (OSError, tf.errors.OpError) as error:
-        raise atomic_file.storage_error("write", path, error) from error
+class _GrowingFile:
+    """Appends to a file; after a full disk, it goes on where that began.
+
+    Python's own buffers would do this too, but for what a failed `close` loses.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+        self._waiting = b""
+        try:
+            self._descriptor = os.open(
+                path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            )
+        except OSError as error:
+            raise self._error(error) from error
+
+    def append(self, data: bytes) -> None:
+        if len(self._waiting) + len(data) > _MAX_WAITING_BYTES:
+            self._write()  # Or this data is lost, and the error says so.
+        self._waiting += data
+        self._write()
+
+    def sync(self) -> None:
+        self._write()
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise self._error(error) from error
+
+    def close(self) -> None:
+        try:
+            self._write()
+        finally:
+            os.close(self._descriptor)
+
+    def _write(self) -> None:
+        try:
+            while self._waiting:
+                # A disk that gets full takes the first part of it.
+                size = os.write(self._descriptor, self._waiting)
+                self._waiting = self._waiting[size:]
+        except OSError as error:
+            raise self._error(error) from error
+
+    def _error(self, error: OSError) -> errors.StorageError:
+        return atomic_file.storage_error("write", self._path, error)
+
+
+def _event_file_name() -> str:
+    """Returns a new name that TensorBoard takes for an event file.
+
+    It reads files in the order of their names, which begin with the time.
+    """
+    return (
+        f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}."
+        f"{os.getpid()}.{next(_file_numbers)}"
+    )
 
 
 def _drop_records_after(path: pathlib.Path, step: int) -> None:

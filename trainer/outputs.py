@@ -1,8 +1,16 @@
-"""What a run shows while it trains: progress, metrics and pictures."""
+"""What a run shows while it trains: progress, metrics and pictures.
+
+A disk that takes none of it is no reason to stop: the weights are what counts,
+and whether those are saved is watched elsewhere.
+"""
+
+import contextlib
+from collections.abc import Iterator
 
 import numpy as np
+from absl import logging
 
-from trainer import atomic_file, samples
+from trainer import atomic_file, errors, samples
 from trainer.metric_writer import MetricWriter
 from trainer.progress import Progress
 from trainer.run_directory import RunDirectory
@@ -10,7 +18,11 @@ from trainer.schedule import Schedule
 
 
 class Outputs:
-    """Feeds the progress bar, the metric files and the sample pictures."""
+    """Feeds the progress bar, the metric files and the sample pictures.
+
+    Once it is open, what cannot be written is logged and counted. A picture is
+    left out then; records wait for the next write that goes well.
+    """
 
     def __init__(
         self,
@@ -47,14 +59,18 @@ class Outputs:
         self._data_wait_secs = 0.0
         self._save_secs = 0.0
         self._num_failed_saves = 0
+        self._num_failed_writes = 0
+        self._last_problem = ""
 
     def show_real(self, images: np.ndarray) -> None:
         """Writes `real.png` from training samples, uint8 [B, H, W, C]."""
         png = samples.to_png(samples.make_grid(images))
-        atomic_file.make_directory(self._directory.samples)
-        atomic_file.write_bytes(self._directory.samples / "real.png", png)
+        with self._going_on_without_it():
+            atomic_file.make_directory(self._directory.samples)
+            atomic_file.write_bytes(self._directory.samples / "real.png", png)
         if self._first_step == 0:
-            self._metrics.write_image(0, "samples/real", png)
+            with self._going_on_without_it():
+                self._metrics.write_image(0, "samples/real", png)
 
     def record(
         self,
@@ -93,8 +109,10 @@ class Outputs:
                 "data_wait_secs": self._data_wait_secs,
                 "save_secs": self._save_secs,
                 "failed_saves": self._num_failed_saves,
+                "failed_writes": self._num_failed_writes,
             }
-            self._metrics.write_scalars(step, scalars)
+            with self._going_on_without_it():
+                self._metrics.write_scalars(step, scalars)
             self._num_steps, self._secs = 0, 0.0
             self._data_wait_secs, self._save_secs = 0.0, 0.0
 
@@ -114,18 +132,23 @@ class Outputs:
         images = samples.to_uint8(self._sampler.sample())
         png = samples.to_png(samples.make_grid(images))
         path = samples.epoch_path(self._directory.samples, epoch)
-        atomic_file.write_bytes(path, png)
-        self._metrics.write_image(step, "samples/generated", png)
+        with self._going_on_without_it():
+            atomic_file.make_directory(self._directory.samples)
+            atomic_file.write_bytes(path, png)
+        with self._going_on_without_it():
+            self._metrics.write_image(step, "samples/generated", png)
 
     def flush(self) -> None:
         """Puts on the disk what the next checkpoint stands for."""
-        self._metrics.flush()
+        with self._going_on_without_it():
+            self._metrics.flush()
 
     def make_film(self) -> None:
         """Writes `training.gif` from the grids so far."""
-        samples.write_film(
-            self._directory.samples, epochs=self._schedule.epochs
-        )
+        with self._going_on_without_it():
+            samples.write_film(
+                self._directory.samples, epochs=self._schedule.epochs
+            )
 
     def __enter__(self) -> "Outputs":
         return self
@@ -133,7 +156,19 @@ class Outputs:
     def __exit__(self, *exception: object) -> None:
         """Ends the progress bar and closes the files."""
         self._progress.close()
-        self._metrics.close()
+        with self._going_on_without_it():
+            self._metrics.close()
+
+    @contextlib.contextmanager
+    def _going_on_without_it(self) -> Iterator[None]:
+        try:
+            yield
+        except errors.StorageError as error:
+            self._num_failed_writes += 1
+            # Each step would say the same, for as long as the disk is full.
+            if str(error) != self._last_problem:
+                self._last_problem = str(error)
+                logging.warning("The training goes on without it: %s", error)
 
 
 def _loss_scales(metrics: dict[str, float]) -> dict[str, float] | None:

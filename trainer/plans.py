@@ -18,6 +18,7 @@ from trainer import (
 )
 from trainer.config import Config
 from trainer.data.array_dataset import ArrayDataset
+from trainer.interruption import Interruption
 from trainer.schedule import Schedule
 from trainer.storage import finder
 from trainer.storage.local import LocalStore
@@ -62,7 +63,12 @@ class Plan:
         }
 
 
-def make_plan(config: Config, team: Team, stack: contextlib.ExitStack) -> Plan:
+def make_plan(
+    config: Config,
+    team: Team,
+    stack: contextlib.ExitStack,
+    interruption: Interruption,
+) -> Plan:
     """Looks at devices, data and the run directory, and changes nothing.
 
     A run in a bucket is brought here, and kept there until the stack is left.
@@ -95,7 +101,7 @@ def make_plan(config: Config, team: Team, stack: contextlib.ExitStack) -> Plan:
         if config.bucket:
             mirror = stack.enter_context(
                 assembly.open_mirror(
-                    config, directory, store, schedule, attempt
+                    config, directory, store, schedule, attempt, interruption
                 )
             )
         found = _find_checkpoint(

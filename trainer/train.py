@@ -37,15 +37,13 @@ def run(config: Config) -> int:
 
     Raises:
       TrainerError: see `trainer.errors`; nothing already saved is lost by it.
+        StoppedError if a signal came before there was anything to save.
     """
     with Interruption() as interruption:
         team = assembly.start_team(config, interruption)
-        if team is None:
-            logging.warning("Stopped while waiting for the other workers.")
-            return interruption.exit_code
         # Entered first, the team ends last: the others wait for the chief.
         with team, contextlib.ExitStack() as stack:
-            plan = plans.make_plan(config, team, stack)
+            plan = plans.make_plan(config, team, stack, interruption)
             step = plan.first_step
             if step < plan.schedule.last_step:
                 step = _go_on_in_spite_of_divergence(plan, interruption)

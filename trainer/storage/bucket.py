@@ -5,8 +5,11 @@ growing delay and a deadline. Bytes that arrive otherwise than they were sent
 are sent again from the beginning. All the rest is a `StorageError` at once.
 """
 
+import contextlib
+import dataclasses
 import io
 import pathlib
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
@@ -65,6 +68,20 @@ class Bucket:
     def location(self) -> str:
         """The bucket and prefix as a user writes them."""
         return self._location("")
+
+    @contextlib.contextmanager
+    def ended_by(self, check: Callable[[], object]) -> Iterator[None]:
+        """Lets what a check raises end requests while this is entered.
+
+        Args:
+            check: See `Patience`; by any thread that uses the bucket.
+        """
+        patience = self._patience
+        self._patience = dataclasses.replace(patience, check=check)
+        try:
+            yield
+        finally:
+            self._patience = patience
 
     def upload_file(
         self, path: pathlib.Path, object_name: str, expected: FileRecord

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import logging
@@ -30,12 +30,15 @@ class Patience:
         credentials_secs: For credentials, which a new machine or pod may get
             only some seconds after its start.
         first_delay_secs: Before the second try, at most; then it doubles.
+        check: Is called before each request and each new try; what it raises
+            ends the waiting.
     """
 
     request_secs: float = 60.0
     retry_secs: float = 300.0
     credentials_secs: float = 20.0
     first_delay_secs: float = 1.0
+    check: Callable[[], object] = lambda: None
 
 
 def make_client(patience: Patience) -> Any:
@@ -75,7 +78,12 @@ def options(patience: Patience) -> dict[str, Any]:
     """Makes the arguments that a request of the client library takes."""
     from google.api_core import retry
 
+    patience.check()
     start = time.monotonic()
+
+    def log_and_check(error: Exception) -> None:
+        _log_retry(error)
+        patience.check()
 
     def is_passing(error: Exception) -> bool:
         waited_secs = time.monotonic() - start
@@ -91,7 +99,7 @@ def options(patience: Patience) -> dict[str, Any]:
             initial=patience.first_delay_secs,
             maximum=_MAX_DELAY_SECS,
             timeout=patience.retry_secs,
-            on_error=_log_retry,
+            on_error=log_and_check,
         ),
     }
 

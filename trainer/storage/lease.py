@@ -11,6 +11,7 @@ the two machines say.
 
 import threading
 import time
+from collections.abc import Callable
 
 from absl import logging
 
@@ -83,13 +84,19 @@ class Lease:
         """Who has taken the lease, as a sentence; None if nobody has."""
         return self._lost
 
-    def acquire(self, *, wait_secs: float = 0.0) -> None:
+    def acquire(
+        self,
+        *,
+        wait_secs: float = 0.0,
+        check_stop: Callable[[], object] = lambda: None,
+    ) -> None:
         """Takes the lease, and keeps it until `release`.
 
         Args:
             wait_secs: How long to wait at most for the lease of a process that
                 may have died; that of a live one, which renews it, is not
                 waited for.
+            check_stop: Is called while it waits, and raises to end that.
 
         Raises:
             StorageError: If another process has it, or if the bucket cannot be
@@ -98,7 +105,7 @@ class Lease:
         try:
             self._write(0)
         except ConflictError:
-            self._await_expiry(wait_secs)
+            self._await_expiry(wait_secs, check_stop)
             self._take_over()
         self._thread.start()
 
@@ -115,7 +122,9 @@ class Lease:
             self._thread.join(deadline_secs)
         self._end_secs = 0.0
 
-    def _await_expiry(self, wait_secs: float) -> None:
+    def _await_expiry(
+        self, wait_secs: float, check_stop: Callable[[], object]
+    ) -> None:
         """Waits until nobody can have the lease, or somebody renews it."""
         deadline_secs = time.monotonic() + wait_secs
         first = lease_object.find(self._bucket)
@@ -133,6 +142,7 @@ class Lease:
         )
         while time.monotonic() < expiry_secs:
             time.sleep(_POLL_SECS)
+            check_stop()
             stored = lease_object.find(self._bucket)
             if stored is None or stored.generation != first.generation:
                 return

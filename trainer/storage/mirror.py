@@ -96,7 +96,12 @@ class Mirror:
             target=self._run, name="mirror", daemon=True
         )
 
-    def download(self, *, check_config: Callable[[], object]) -> str | None:
+    def download(
+        self,
+        *,
+        check_config: Callable[[], object],
+        check_stop: Callable[[], object] = lambda: None,
+    ) -> str | None:
         """Brings here what only the bucket has; from then on, uploads.
 
         Call it once, before anything else is written to the run directory. The
@@ -106,6 +111,7 @@ class Mirror:
         Args:
             check_config: Is called when `config.json` is here, and raises if
                 the command does not continue that run.
+            check_stop: Is called again and again, and raises to end this.
 
         Returns:
             What was done, as a sentence; None for a run that begins.
@@ -116,15 +122,16 @@ class Mirror:
             StorageError: If the bucket does not exist, refuses or cannot be
                 reached, or if the disk refuses.
         """
-        stored = self._bucket.list_objects("")
-        num_files = self._files.download_config(stored)
-        check_config()
-        self._checkpoints.probe()
-        newest = self._checkpoints.compare()
-        fetched = newest.fetched
-        num_files += self._files.download(replace=fetched is not None)
-        if fetched is not None:
-            self._checkpoints.adopt(fetched)
+        with self._bucket.ended_by(check_stop):
+            stored = self._bucket.list_objects("")
+            num_files = self._files.download_config(stored)
+            check_config()
+            self._checkpoints.probe()
+            newest = self._checkpoints.compare()
+            fetched = newest.fetched
+            num_files += self._files.download(replace=fetched is not None)
+            if fetched is not None:
+                self._checkpoints.adopt(fetched)
         self._checkpoints.clean_up()
         self._newest_local = fetched.name if fetched else newest.local
         self._newest_remote = newest.remote
