@@ -45,6 +45,7 @@ setuptools.setup(
             "mypy>=1.15,<3",
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",
+            "pytest-xdist>=3.6,<4",
             "ruff>=0.9,<0.18",
             "types-requests",
         ],

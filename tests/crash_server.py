@@ -9,9 +9,11 @@ seconds of the import.
 """
 
 import functools
+import http.client
 import json
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -102,6 +104,28 @@ def _is_remote_commit(
     return _is_upload(bucket, data, name) and name.endswith("MANIFEST.json")
 
 
+def _is_remote_removal(bucket: Bucket, name: str, *, generation: int) -> bool:
+    return name.startswith("checkpoints/step-")
+
+
+def _cut_a_body(bomb: _Bomb) -> None:
+    """Lets the bomb tick when half of a checkpoint's file is on its way."""
+    send = http.client.HTTPConnection.send
+
+    def send_in_halves(self: Any, data: Any) -> None:
+        if not isinstance(data, bytes) or not _BODY.search(data[:4096]):
+            return send(self, data)
+        half = len(data) // 2
+        send(self, data[:half])
+        bomb.tick()
+        return send(self, data[half:])
+
+    http.client.HTTPConnection.send = send_in_halves
+
+
+# Of one upload of a small file: its metadata, then its bytes.
+_BODY = re.compile(rb"^--=+[0-9]+==.*checkpoints/step-[^}]*state[.]data", re.S)
+
 POINTS: dict[str, Callable[[_Bomb], None]] = {
     "after the temporary directory": lambda bomb: _wrap(
         local.LocalStore, "stage", bomb, when=_is_stage
@@ -135,6 +159,10 @@ POINTS: dict[str, Callable[[_Bomb], None]] = {
     "after sampling": lambda bomb: _wrap(outputs.Outputs, "draw_samples", bomb),
     "mid-upload": lambda bomb: _wrap(
         Bucket, "upload_file", bomb, when=_is_upload
+    ),
+    "mid-body": _cut_a_body,
+    "during remote retention": lambda bomb: _wrap(
+        Bucket, "delete", bomb, before=True, when=_is_remote_removal
     ),
     "before the remote manifest": lambda bomb: _wrap(
         Bucket, "upload_bytes", bomb, before=True, when=_is_remote_commit

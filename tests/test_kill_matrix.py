@@ -48,13 +48,13 @@ _POINTS = {
 }
 # Uploads are a thread's own affair: the newer of two saves may overtake.
 _REMOTE_POINTS = {
-    "before the bundle": 2,
-    "after the rename": 2,
     "mid-upload": 2,
+    "mid-body": 1,
     "before the remote manifest": 1,
     "after the remote manifest": 1,
+    # Of an older one the manifest goes first, then a file.
+    "during remote retention": 2,
 }
-_QUICK = ("after the bundle", "before the rename", "during retention")
 
 
 class _Server:
@@ -126,15 +126,7 @@ def _undisturbed(
     return workdir
 
 
-@pytest.mark.parametrize(
-    "point",
-    [
-        pytest.param(
-            point, marks=() if point in _QUICK else pytest.mark.slow, id=point
-        )
-        for point in _POINTS
-    ],
-)
+@pytest.mark.parametrize("point", _POINTS)
 def test_killed_at_a_point_the_same_command_ends_the_same(
     server: _Server,
     undisturbed: pathlib.Path,
@@ -152,16 +144,17 @@ def test_killed_at_a_point_the_same_command_ends_the_same(
     ]
 
 
-@pytest.mark.parametrize("keeps_its_disk", [True, False])
 @pytest.mark.parametrize(
-    "point",
+    ("point", "keeps_its_disk"),
     [
-        pytest.param(
-            point,
-            marks=() if point == "mid-upload" else pytest.mark.slow,
-            id=point,
-        )
-        for point in _REMOTE_POINTS
+        # A new machine, with an empty disk, is the harder case.
+        *((point, False) for point in _REMOTE_POINTS),
+        *(
+            pytest.param(point, keeps, marks=pytest.mark.slow)
+            for point in {**_POINTS, **_REMOTE_POINTS}
+            for keeps in (True, False)
+            if keeps or point not in _REMOTE_POINTS
+        ),
     ],
 )
 def test_killed_with_a_bucket_any_machine_ends_the_same(
@@ -176,7 +169,15 @@ def test_killed_with_a_bucket_any_machine_ends_the_same(
     workdir = f"gs://{bucket}/run"
     first = tmp_path / "first"
     second = first if keeps_its_disk else tmp_path / "second"
-    count = _REMOTE_POINTS[point]
+    count = {**_POINTS, **_REMOTE_POINTS}[point]
+    if point == "during remote retention":
+        # There must be an older one, whatever overtakes what.
+        assert (
+            server.run(
+                *(workdir, None, 0, f"--local_dir={first}", "--max_steps=7")
+            )
+            == 0
+        )
     killed = server.run(workdir, point, count, f"--local_dir={first}")
     assert killed == -signal.SIGKILL
     assert server.run(workdir, None, 0, f"--local_dir={second}") == 0
@@ -236,6 +237,26 @@ def test_sigterm_in_any_phase_saves_and_a_second_one_does_not_wait(
             assert saved <= {7, 14, 21}
         assert server.run(workdir) == 0
         runs.assert_same(workdir, undisturbed)
+
+
+def test_sigterm_while_uploading_leaves_the_newest_state_in_the_bucket(
+    fake: FakeGcs,
+    server: _Server,
+    undisturbed: pathlib.Path,
+    tmp_path: pathlib.Path,
+) -> None:
+    fake.objects.add_bucket("stopped")
+    workdir, signals = "gs://stopped/run", (signal.SIGTERM,)
+    first, second = tmp_path / "first", tmp_path / "second"
+    code = server.run(
+        *(workdir, "mid-body", 1, f"--local_dir={first}"), signals=signals
+    )
+    step = runs.newest_step(first)
+    assert code == (0 if step == 21 else 143)
+    name = f"run/checkpoints/step-{step:09d}/MANIFEST.json"
+    assert name in fake.objects.names("stopped")
+    assert server.run(workdir, None, 0, f"--local_dir={second}") == 0
+    runs.assert_same(second, undisturbed)
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 """Brings a local run directory to a bucket, behind the back of the training.
 
 A run in a bucket is first a complete run in a local directory. One thread
-uploads what is new: the metrics before the checkpoint, so that no checkpoint
-in the bucket is ahead of them, and then the rest. What fails is logged
+uploads what is new: metrics and pictures before the checkpoint, so that none in
+the bucket is ahead of them, and then the rest. What fails is logged
 and tried again later; the training never waits and never fails for it.
 """
 
@@ -233,15 +233,22 @@ class Mirror:
             return True
         with self._lock:
             parcel, self._waiting = self._waiting, None
-        all_files = is_last or parcel is not None
+        sends_checkpoint = parcel is not None
         try:
             if parcel is not None:
+                # What it stands for: a machine that goes on from it makes no
+                # earlier record or picture again.
                 self._files.upload_records()
+                self._files.upload_new_pictures()
                 if self._may_go_on():
                     self._checkpoints.send(parcel)
                     self._newest_remote, parcel = parcel.manifest.name, None
             # After it: whoever is given a few seconds needs the checkpoint.
-            self._files.upload_changed(all_files=all_files)
+            self._files.upload_changed(
+                all_files=is_last or sends_checkpoint,
+                # Once a round is enough.
+                records=not sends_checkpoint,
+            )
         except BadCheckpointError:
             if parcel is not None:
                 self._checkpoints.discard(parcel)

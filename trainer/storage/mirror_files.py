@@ -88,11 +88,12 @@ class MirrorFiles:
             if self._differs(name, state):
                 self._upload(name, state)
 
-    def upload_changed(self, *, all_files: bool) -> None:
+    def upload_changed(self, *, all_files: bool, records: bool) -> None:
         """Uploads what has changed.
 
         Args:
             all_files: Whether long files are not to wait for longer.
+            records: Whether those of `upload_records` are among them.
 
         Raises:
             StorageError: If the bucket cannot be written.
@@ -103,9 +104,9 @@ class MirrorFiles:
                 self._secs_between_uploads * state[0] / _BYTES_PER_UPLOAD
             )
             due_secs = self._sent_secs.get(name, -wait_secs) + wait_secs
-            if self._differs(name, state) and (
-                all_files or now_secs >= due_secs
-            ):
+            is_due = all_files or now_secs >= due_secs
+            is_meant = records or "/" in name
+            if is_due and is_meant and self._differs(name, state):
                 self._upload(name, state)
 
     def download_config(self, stored: Iterable[StoredObject]) -> int:
