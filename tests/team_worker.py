@@ -7,17 +7,21 @@ with the code of the error that ended it, if one did.
 """
 
 import json
+import math
+import os
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tests import tiny
-from trainer import distribution, errors, train_step
+from trainer import distribution, errors, models, train, train_step
 from trainer import team as team_lib
+from trainer.config import Config
 from trainer.team import Team
 
 NUM_STEPS = 4
@@ -116,8 +120,53 @@ def _leave_late(team: Team, index: int) -> dict[str, Any]:
     return {"left": time.time()}
 
 
+def _come_apart(team: Team, index: int) -> None:
+    """The last worker sees another number, and goes another way."""
+    if index == 1:
+        team.from_chief(0)
+    else:
+        team.vote()
+
+
+def _diverge(
+    index: int, directory: pathlib.Path, addresses: Sequence[str]
+) -> int:
+    """A whole run, in which all see a loss that is not finite, once."""
+    models.MODELS["dcgan28"] = models.Model(
+        tiny.build_generator, tiny.build_discriminator
+    )
+    cluster = {"worker": list(addresses)}
+    task = {"type": "worker", "index": index}
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
+    run, steps = train_step.TrainStep.run, []
+
+    def run_and_diverge(self: train_step.TrainStep, num_steps: int) -> dict:
+        metrics = run(self, num_steps)
+        steps.append(int(self._state.global_step.numpy()))
+        if steps.count(14) == 1 and steps[-1] == 14:
+            metrics["d_loss"] = math.nan
+        return metrics
+
+    train_step.TrainStep.run = run_and_diverge
+    config = Config(
+        strategy="multi_worker",
+        workdir=str(directory / "run"),
+        batch_size=256,
+        latent_dim=10,
+        epochs=3,
+        checkpoint_every_epochs=1,
+        steps_per_loop=7,
+    )
+    code = train.run(config.resolve())
+    result = json.dumps({"steps": steps})
+    (directory / f"worker{index}.json").write_text(result)
+    return code
+
+
 def main(scenario: str, index: int, directory: str, *addresses: str) -> int:
     """Runs a scenario; returns the exit code."""
+    if scenario == "diverge":
+        return _diverge(index, pathlib.Path(directory), addresses)
     distribution.prepare_devices(num_logical_cpus=0, deterministic="auto")
     strategy = distribution.join_cluster(addresses, index)
     path = pathlib.Path(directory)
@@ -137,7 +186,11 @@ def main(scenario: str, index: int, directory: str, *addresses: str) -> int:
             elif scenario == "leave_late":
                 result = _leave_late(team, index)
             else:
-                {"fail": _fail, "differ": _differ}[scenario](team, index)
+                {
+                    "fail": _fail,
+                    "differ": _differ,
+                    "come_apart": _come_apart,
+                }[scenario](team, index)
         if scenario == "leave_late":
             result["after"] = time.time()
     except errors.TrainerError as error:

@@ -10,7 +10,7 @@ import pytest
 
 from tests import runs, tiny
 from tests.fake_gcs import FakeGcs
-from trainer import errors, models, train
+from trainer import divergence, errors, models, train
 from trainer.config import Config
 
 _PLACE = "gs://bucket/runs/a"
@@ -126,5 +126,31 @@ def test_weights_do_not_depend_on_where_the_run_is_kept(
         runs.bundle(tmp_path / "one"),
         runs.bundle(_straight(tmp_path)),
     )
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name])
+
+
+def test_a_run_that_diverges_goes_back_in_its_bucket_too(
+    fake: FakeGcs, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_metrics, steps = divergence.check_metrics, []
+
+    def diverge_once(metrics: dict[str, float], step: int) -> None:
+        steps.append(step)
+        # After the rollback from a checkpoint that the bucket has by then.
+        if steps.count(14) == 1 and step == 14:
+            raise errors.DivergedError("d_loss is nan at step 14")
+        check_metrics(metrics, step)
+
+    monkeypatch.setattr(divergence, "check_metrics", diverge_once)
+    assert _run(tmp_path / "one") == 0
+    assert steps == [7, 14, 14, 21]
+    assert _run(tmp_path / "two") == 0  # From the bucket; finished.
+    steps.clear()
+    straight = _straight(tmp_path)
+    assert steps == [7, 14, 14, 21]
+    runs.assert_same(tmp_path / "one", straight)
+    assert runs.newest_step(tmp_path / "two") == 21
+    ours, theirs = runs.bundle(tmp_path / "two"), runs.bundle(straight)
     for name, value in ours.items():
         np.testing.assert_array_equal(value, theirs[name])

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests import team_worker, tiny
+from tests import runs, team_worker, tiny
 from trainer import distribution, train_step
 from trainer.team import Team
 
@@ -165,3 +165,18 @@ def test_one_worker_alone_asks_nobody() -> None:
         assert team.exit_code == 130
     for value, old in zip(tiny.values(state), before, strict=True):
         np.testing.assert_array_equal(value, old)
+
+
+def test_workers_who_come_apart_end(tmp_path: pathlib.Path) -> None:
+    codes, said = _run("come_apart", 2, tmp_path)
+    assert codes == [142, 142]
+    assert all("come apart" in text for text in said)
+
+
+def test_workers_who_diverge_go_back_together(tmp_path: pathlib.Path) -> None:
+    codes, results = _run("diverge", 2, tmp_path)
+    assert codes == [0, 0]
+    assert [r["steps"] for r in results] == [[7, 14, 14, 21]] * 2
+    records = runs.records(tmp_path / "run")
+    assert [r["step"] for r in records] == [7, 14, 21]
+    assert runs.checkpoint_names(tmp_path / "run")[-1] == "step-000000021"

@@ -79,16 +79,21 @@ class Team:
         count = self.strategy.num_replicas_in_sync // self._num_workers
         return range(self._index * count, (self._index + 1) * count)
 
-    def share(self, value: int) -> list[int]:
+    def share(self, value: int, topic: str = "") -> list[int]:
         """Returns every worker's value, in their order.
 
         Args:
           value: this worker's, in 0 .. 2**62.
+          topic: what it is about; the same for all.
 
         Raises:
           PeerError: another worker has ended with an error.
+          StalledError: another worker is elsewhere in the program.
         """
-        error_codes, values = self._exchange(error_code=0, value=value)
+        number = _number(topic)
+        error_codes, topics, values = self._exchange(
+            error_code=0, topic=number, value=value
+        )
         for index, code in enumerate(error_codes):
             if code:
                 raise errors.PeerError(
@@ -96,11 +101,19 @@ class Team:
                     "do the others; its own last lines say why.",
                     code,
                 )
+        if any(each != number for each in topics):
+            # One has seen other numbers: its memory or its devices are bad.
+            raise errors.StalledError(
+                "The workers have come apart: they no longer take the same "
+                "steps. Start all again with the same command to go on from "
+                "the newest checkpoint; if it happens again, one of the "
+                "machines computes wrongly."
+            )
         return values
 
     def from_chief(self, value: int) -> int:
         """Returns the chief's value; what the others give is ignored."""
-        return self.share(value)[0]
+        return self.share(value, "the chief's")[0]
 
     def vote(self, *, exit_code: int = 0, wants_save: bool = False) -> Vote:
         """Asks all workers whether signals want something of them.
@@ -109,7 +122,8 @@ class Team:
           exit_code: this worker's: 0, or 130 or 143 if it is to stop.
           wants_save: whether it was asked to save.
         """
-        votes = [divmod(v, 2) for v in self.share(exit_code * 2 + wants_save)]
+        ballot = exit_code * 2 + wants_save
+        votes = [divmod(v, 2) for v in self.share(ballot, "vote")]
         exit_codes = [code for code, _ in votes]
         self.exit_code = max(exit_codes)
         if self.exit_code and not exit_code:
@@ -130,7 +144,7 @@ class Team:
         Raises:
           DataError: on all of them.
         """
-        values = self.share(_number(digest))
+        values = self.share(_number(digest), "data")
         different = [v != values[0] for v in values]
         if any(different):
             raise errors.DataError(
@@ -176,7 +190,7 @@ class Team:
             try:
                 # The chief may still be saving, and whoever leaves takes the
                 # connection with it.
-                self.share(0)
+                self.share(0, "end")
             except tf.errors.OpError as lost:
                 raise _stalled(lost) from lost
         elif _tells_of_a_loss(error):
@@ -189,7 +203,7 @@ class Team:
 
         def tell() -> None:
             with contextlib.suppress(tf.errors.OpError):
-                self._exchange(error_code=error_code, value=0)
+                self._exchange(error_code=error_code, topic=0, value=0)
 
         thread = threading.Thread(target=tell, name="leaving", daemon=True)
         thread.start()
@@ -198,14 +212,15 @@ class Team:
             logging.warning("The other workers were not told of the error.")
 
     def _exchange(
-        self, *, error_code: int, value: int
-    ) -> tuple[list[int], list[int]]:
+        self, *, error_code: int, topic: int, value: int
+    ) -> list[list[int]]:
+        """Returns the error codes, the topics and the values of all workers."""
         if self._num_workers == 1:
-            return [error_code], [value]
-        rows = [[0, 0] for _ in range(self._num_workers)]
-        rows[self._index] = [error_code, value]
+            return [[error_code], [topic], [value]]
+        rows = [[0, 0, 0] for _ in range(self._num_workers)]
+        rows[self._index] = [error_code, topic, value]
         sums = self._sum(tf.constant(rows, tf.int64)).numpy()
-        return sums[:, 0].tolist(), sums[:, 1].tolist()
+        return sums.T.tolist()
 
     def _sum_over_workers(self, rows: tf.Tensor) -> tf.Tensor:
         def on_replica(rows: tf.Tensor) -> tf.Tensor:
