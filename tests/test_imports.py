@@ -112,9 +112,9 @@ _ALLOWED = {
         "storage.objects",
         "storage.transfers",
     },
-    "storage.cloud_requests": {"errors"},
+    "storage.cloud_requests": {"errors", "storage.objects"},
     "storage.fetch_cache": {"errors", "storage.local", "storage.manifest"},
-    "storage.objects": {"storage.manifest"},
+    "storage.objects": {"errors", "storage.manifest"},
     "storage.durability": {"storage.manifest"},
     "storage.lease_object": {
         "errors",
@@ -131,6 +131,15 @@ _ALLOWED = {
         "storage.manifest",
         "storage.mirror_checkpoints",
         "storage.mirror_files",
+        "storage.uploader",
+    },
+    "storage.uploader": {
+        "errors",
+        "storage.lease",
+        "storage.manifest",
+        "storage.mirror_checkpoints",
+        "storage.mirror_files",
+        "storage.objects",
     },
     "storage.mirror_checkpoints": {
         "atomic_file",

@@ -395,6 +395,57 @@ def test_the_end_tries_again_until_all_is_there(fake, make_machine):
     assert machine.mirror.num_failed >= 1
 
 
+@pytest.mark.parametrize(
+    "refused", ["epoch_0001", "environment", "metrics", "events.1"]
+)
+def test_a_file_that_is_refused_holds_up_nothing_else(
+    fake, make_machine, refused
+):
+    machine = make_machine("a1")
+    machine.start()
+    fake.fail("POST", refused, "status", 403, times=10_000)
+    names = {
+        *("environment.json", "metrics.jsonl", "samples/epoch_0001.png"),
+        *("samples/epoch_0002.png", "events/events.1"),
+    }
+    for name in names:
+        machine.write(name, b"content")
+    machine.save(300)
+    start = time.monotonic()
+    said = machine.end()
+    # It is tried again, but not until the deadline.
+    assert time.monotonic() - start < LIMIT_SECS / 2
+    assert is_in_bucket(fake, 300)
+    [missing] = names - {n[len(PREFIX) :] for n in fake.objects.names(NAME)}
+    assert refused in missing
+    assert f"the newest state of {missing} is only in" in said
+    assert machine.mirror.holds_newest
+
+
+@pytest.mark.parametrize("is_urgent", [True, False])
+def test_the_newest_checkpoint_goes_first_where_time_is_short(
+    fake, make_machine, is_urgent
+):
+    machine = make_machine("a1", secs=60.0)
+    machine.start()
+    machine.write("metrics.jsonl", b"300\n")
+    machine.save(300)
+    wait_until(lambda: is_in_bucket(fake, 300))
+    # Of a round that is under way only what is being sent is finished.
+    fake.latency_secs = 0.05
+    machine.mirror._uploader._next_round_secs = 0.0
+    for number in range(30):
+        machine.write(f"samples/epoch_{number:04d}.png", b"picture")
+    wait_until(lambda: fake.count("POST", "epoch_0003"))
+    machine.save(350)
+    machine.mirror.close(LIMIT_SECS, is_urgent=is_urgent)
+    sent = [request for request in fake.requests if request.startswith("POST")]
+    [commit] = [i for i, r in enumerate(sent) if "350/MANIFEST" in r]
+    last = max(i for i, r in enumerate(sent) if "epoch_" in r)
+    assert (commit < last - 20) == is_urgent
+    assert machine.end() == f"{PLACE} holds everything up to step 350."
+
+
 def test_the_checkpoint_does_not_wait_for_what_it_does_not_need(
     fake, make_machine
 ):
@@ -662,7 +713,7 @@ def test_the_end_waits_no_longer_than_the_deadline(
         f"{PLACE} holds step 300; step 350 is only in {machine.root}: "
         "the same command uploads it."
     )
-    machine.mirror._thread.join(LIMIT_SECS)
+    machine.mirror._uploader._thread.join(LIMIT_SECS)
     assert not is_in_bucket(fake, 350), "uploaded after the deadline"
 
 

@@ -239,7 +239,9 @@ def open_mirror(
         try:
             yield mirror
         finally:
-            mirror.close(config.upload_deadline_secs)
+            mirror.close(
+                config.upload_deadline_secs, is_urgent=interruption.requested
+            )
             # Of what a failed download had not looked at, nothing is known.
             logging.info(mirror.durability())
     finally:

@@ -42,16 +42,21 @@ def run(config: Config) -> int:
     with Interruption() as interruption:
         team = assembly.start_team(config, interruption)
         # Entered first, the team ends last: the others wait for the chief.
-        with team, contextlib.ExitStack() as stack:
-            plan = plans.make_plan(config, team, stack, interruption)
-            step = plan.first_step
-            if step < plan.schedule.last_step:
-                step = _go_on_in_spite_of_divergence(plan, interruption)
-            logging.info(
-                messages.where_it_stands(
-                    schedule=plan.schedule, step=step, directory=plan.directory
+        with team:
+            with contextlib.ExitStack() as stack:
+                plan = plans.make_plan(config, team, stack, interruption)
+                step = plan.first_step
+                if step < plan.schedule.last_step:
+                    step = _go_on_in_spite_of_divergence(plan, interruption)
+                logging.info(
+                    messages.where_it_stands(
+                        schedule=plan.schedule,
+                        step=step,
+                        directory=plan.directory,
+                    )
                 )
-            )
+            if step >= plan.schedule.last_step:
+                _check_durability(plan)
         # A signal that came too late to stop anything is no reason to restart.
         return 0 if step >= plan.schedule.last_step else team.exit_code
 
@@ -99,6 +104,14 @@ def _go_on(plan: Plan, interruption: Interruption) -> int:
                 ),
                 watchdog=watchdog,
             )
+
+
+def _check_durability(plan: Plan) -> None:
+    """Refuses to call a run done whose weights may go with this machine."""
+    if plan.mirror and not plan.mirror.holds_newest:
+        raise errors.StorageError(
+            f"{plan.mirror.durability()} Do not delete that disk before."
+        )
 
 
 @contextlib.contextmanager

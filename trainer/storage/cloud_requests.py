@@ -14,6 +14,7 @@ from typing import Any
 from absl import logging
 
 from trainer import errors
+from trainer.storage.objects import RefusedError
 
 _PASSING_CODES = frozenset({408, 429, 500, 502, 503, 504})
 _MAX_DELAY_SECS = 30.0
@@ -108,6 +109,8 @@ def options(patience: Patience) -> dict[str, Any]:
 def explained(action: str, location: str) -> Iterator[None]:
     """Makes what the client library raises a `StorageError`.
 
+    It is a `RefusedError` if another request may go well at once.
+
     Args:
         action: What is tried, a verb such as "write".
         location: What it is tried on.
@@ -132,7 +135,10 @@ def explained(action: str, location: str) -> Iterator[None]:
         cause = error
         if isinstance(error, api.RetryError) and error.cause is not None:
             cause = error.cause
-        raise errors.StorageError(
+        is_refusal = not _is_passing(cause) and isinstance(
+            cause, api.GoogleAPICallError | InvalidResponse
+        )
+        raise (RefusedError if is_refusal else errors.StorageError)(
             f"Cannot {action} {location}: {reason(cause)}. {_remedy(cause)}"
         ) from error
 

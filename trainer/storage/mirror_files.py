@@ -1,7 +1,7 @@
 """The files of a run beside its checkpoints, in a bucket.
 
-What grows (metrics, events) is uploaded as a whole each time, so the longer a
-file, the more seldom: its bytes an hour have a bound.
+What grows is uploaded as a whole each time, so the longer a file, the more
+seldom; the metrics go with each checkpoint too, which stands for them.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from trainer.run_directory import RunDirectory
 from trainer.storage import files
 from trainer.storage.bucket import Bucket
 from trainer.storage.manifest import is_plain_name
-from trainer.storage.objects import StoredObject
+from trainer.storage.objects import RefusedError, StoredObject
 
 _BYTES_PER_UPLOAD = 1 << 23
 _MAX_RECORD_BYTES = 1 << 20
@@ -42,7 +42,6 @@ class MirrorFiles:
         bucket: Bucket,
         *,
         secs_between_uploads: float,
-        may_go_on: Callable[[], bool],
     ) -> None:
         """Touches nothing yet.
 
@@ -50,13 +49,11 @@ class MirrorFiles:
             root: The run directory.
             bucket: Where the run is kept.
             secs_between_uploads: Between two of a long file, for each 8 MiB.
-            may_go_on: Asked before each upload.
         """
         self._root = root
         self._run = RunDirectory(root)
         self._bucket = bucket
         self._secs_between_uploads = secs_between_uploads
-        self._may_go_on = may_go_on
         self._stored: dict[str, StoredObject] = {}
         self._sent: dict[str, _State] = {}
         self._sent_secs: dict[str, float] = {}
@@ -67,47 +64,78 @@ class MirrorFiles:
             name for name, state in self._states() if self._differs(name, state)
         ]
 
-    def upload_new_pictures(self) -> None:
+    def upload_new_pictures(self, may_go_on: Callable[[], bool]) -> None:
         """Uploads the pictures that never were, which do not change later.
 
+        Args:
+            may_go_on: Asked before each file.
+
         Raises:
+            RefusedError: If the bucket takes the others only.
             StorageError: If the bucket cannot be written.
         """
         directory = self._run.samples.name
-        for name, state in self._states([self._run.samples]):
-            if name.startswith(f"{directory}/") and name not in self._sent:
-                self._upload(name, state)
+        self._upload_all(
+            may_go_on,
+            (
+                (name, state)
+                for name, state in self._states([self._run.samples])
+                if name.startswith(f"{directory}/") and name not in self._sent
+            ),
+        )
 
-    def upload_records(self) -> None:
+    def upload_records(self, may_go_on: Callable[[], bool]) -> None:
         """Uploads what a checkpoint stands for: settings and metrics.
 
+        Args:
+            may_go_on: Asked before each file.
+
         Raises:
+            RefusedError: If the bucket takes the others only.
             StorageError: If the bucket cannot be written.
         """
-        for name, state in self._states([]):
-            if self._differs(name, state):
-                self._upload(name, state)
+        self._upload_all(
+            may_go_on,
+            (
+                (name, state)
+                for name, state in self._states([])
+                if self._differs(name, state)
+            ),
+        )
 
-    def upload_changed(self, *, all_files: bool, records: bool) -> None:
+    def upload_changed(
+        self, may_go_on: Callable[[], bool], *, all_files: bool, records: bool
+    ) -> None:
         """Uploads what has changed.
 
         Args:
+            may_go_on: Asked before each file.
             all_files: Whether long files are not to wait for longer.
             records: Whether those of `upload_records` are among them.
 
         Raises:
+            RefusedError: If the bucket takes the others only.
             StorageError: If the bucket cannot be written.
         """
         now_secs = time.monotonic()
-        for name, state in self._states():
+
+        def is_due(name: str, num_bytes: int) -> bool:
             wait_secs = (
-                self._secs_between_uploads * state[0] / _BYTES_PER_UPLOAD
+                self._secs_between_uploads * num_bytes / _BYTES_PER_UPLOAD
             )
-            due_secs = self._sent_secs.get(name, -wait_secs) + wait_secs
-            is_due = all_files or now_secs >= due_secs
-            is_meant = records or "/" in name
-            if is_due and is_meant and self._differs(name, state):
-                self._upload(name, state)
+            sent_secs = self._sent_secs.get(name, -wait_secs)
+            return all_files or now_secs >= sent_secs + wait_secs
+
+        self._upload_all(
+            may_go_on,
+            (
+                (name, state)
+                for name, state in self._states()
+                if is_due(name, state[0])
+                and (records or "/" in name)
+                and self._differs(name, state)
+            ),
+        )
 
     def download_config(self, stored: Iterable[StoredObject]) -> int:
         """Brings `config.json`, so that it can be compared with the command.
@@ -222,9 +250,24 @@ class MirrorFiles:
     def _differs(self, name: str, state: _State) -> bool:
         return self._sent.get(name) != state
 
+    def _upload_all(
+        self,
+        may_go_on: Callable[[], bool],
+        files: Iterable[tuple[str, _State]],
+    ) -> None:
+        """Uploads one after the other; one that is refused stops no other."""
+        refusals = []
+        for name, state in files:
+            if not may_go_on():
+                break
+            try:
+                self._upload(name, state)
+            except RefusedError as error:
+                refusals.append(error)
+        if refusals:
+            raise refusals[0]
+
     def _upload(self, name: str, state: _State) -> None:
-        if not self._may_go_on():
-            return
         path = self._root / name
         try:
             # It may grow meanwhile; what is measured here is what is sent.

@@ -7,11 +7,16 @@ from typing import Any
 
 import google_crc32c
 
+from trainer import errors
 from trainer.storage.manifest import FileRecord
 
 
 class MissingObjectError(Exception):
     """The bucket exists and holds no object of this name."""
+
+
+class RefusedError(errors.StorageError):
+    """The server refuses this request for good; others may be welcome."""
 
 
 class ConflictError(Exception):
