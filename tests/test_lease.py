@@ -269,3 +269,20 @@ def test_whoever_waits_for_it_can_be_stopped(fake, make_lease):
         lease.acquire(wait_secs=60, check_stop=check_stop)
     assert time.monotonic() - start < 10
     assert not lease.held
+
+
+def test_a_start_waits_for_the_network_until_it_is_stopped(fake, make_lease):
+    fake.fail("ANY", "lease", "status", 503, times=10_000)
+    lease = make_lease("a1", patience=IMPATIENT)
+    # More than its patience of 0.2 s while it renews.
+    deadline = time.monotonic() + 1.5
+
+    def check_stop():
+        if time.monotonic() > deadline:
+            raise errors.StoppedError(143)
+
+    with pytest.raises(errors.StoppedError):
+        lease.acquire(check_stop=check_stop)
+    fake.clear()
+    lease.acquire()
+    assert lease.held

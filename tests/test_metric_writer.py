@@ -248,6 +248,28 @@ def test_what_waits_is_bounded_and_stays_whole(
     assert [image.step for image in images] == [0, 1, 2, 10]
 
 
+def test_a_long_event_file_is_closed_and_another_begun(
+    tmp_path, open_writer, monkeypatch
+):
+    monkeypatch.setattr(metric_writer, "_MAX_EVENT_FILE_BYTES", 1000)
+    writer = open_writer()
+    for step in range(10):
+        writer.write_image(step, "samples/generated", b"x" * 400)
+    sizes = [p.stat().st_size for p in sorted((tmp_path / "events").iterdir())]
+    writer.close()
+    assert len(sizes) == 4
+    assert all(1000 <= size < 2000 for size in sizes[:-1])
+    images = _read_events(tmp_path).Images("samples/generated")
+    assert [image.step for image in images] == list(range(10))
+
+
+def test_the_files_are_nobodys_programs(tmp_path, open_writer):
+    open_writer().close()
+    [events] = (tmp_path / "events").iterdir()
+    for path in (tmp_path / "metrics.jsonl", events):
+        assert path.stat().st_mode & 0o111 == 0
+
+
 def test_what_is_not_finite_is_null_and_not_drawn(tmp_path, open_writer):
     writer = open_writer()
     writer.write_scalars(1, {"g_loss": 1.0, "g_norm": math.inf})

@@ -65,11 +65,12 @@ class FakeStore:
         self.steps.remove(step_of(name))
 
 
-def retention(store, *, keep=2, every=None):
+def retention(store, *, keep=2, every=None, scheduled=1):
     return Retention(
         store,
         keep_checkpoints=keep,
         keep_every_steps=every,
+        scheduled_every_steps=scheduled,
         config_digest="c0ffee",
     )
 
@@ -111,6 +112,25 @@ def test_the_newest_and_every_so_manieth_stay(keep, every, expected, warnings):
         saved(keeper, store, step)
     assert store.steps == expected
     assert warnings == []
+
+
+def test_of_those_that_the_schedule_makes_the_newest_stays():
+    store = FakeStore([])
+    keeper = retention(store, keep=1, scheduled=20)
+    for step, expected in (
+        (20, [20]),
+        (23, [20, 23]),
+        (27, [20, 27]),
+        (40, [40]),
+        (41, [40, 41]),
+        (43, [40, 43]),
+    ):
+        saved(keeper, store, step)
+        assert store.steps == expected
+    # A bad one is none to go back to.
+    store = FakeStore([20, 40, 43], bad={40})
+    saved(retention(store, keep=1, scheduled=20), store, 44)
+    assert store.steps == [20, 40, 44]
 
 
 def test_a_bad_one_is_no_reason_to_delete_a_good_one():

@@ -228,16 +228,17 @@ def _digest_what_steps_see(
             )
         return np.int64(0)
 
-    def digest_then_go_forward(self, generator, discriminator, real, draws):
-        latents = draws(purpose="latents").normal(
-            (real.shape[0], self._latent_dim)
-        )
+    def digest_and_go_forward(self, generator, discriminator, real, draws):
         where = draws.keywords["step"], draws.keywords["first_position"]
-        tf.numpy_function(note, [*where, real, latents], tf.int64)
-        return forward(self, generator, discriminator, real, draws)
+
+        def digest_and_generate(latents):
+            tf.numpy_function(note, [*where, real, latents], tf.int64)
+            return generator(latents)
+
+        return forward(self, digest_and_generate, discriminator, real, draws)
 
     monkeypatch.setattr(
-        adversarial.AdversarialRound, "_forward", digest_then_go_forward
+        adversarial.AdversarialRound, "_forward", digest_and_go_forward
     )
     return seen
 
@@ -480,15 +481,91 @@ def test_a_run_goes_on_after_a_rollback_to_the_same_bits(
 ) -> None:
     settings = {
         "checkpoint_every_epochs": 1,
+        "keep_checkpoints": 1,
         "rollback_learning_rate_factor": 0.5,
     }
-    for workdir in (tmp_path / "straight", tmp_path / "stopped"):
-        with monkeypatch.context() as patch:
-            assert len(_poison_at(patch, 9, times=1, what="metric")) == 0
-            stop = {"max_steps": 16} if workdir.name == "stopped" else {}
-            assert _run(workdir, **settings, **stop) == 0
-    assert _run(tmp_path / "stopped", **settings) == 0
-    runs.assert_same(tmp_path / "stopped", tmp_path / "straight")
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        steps = _poison_at(patch, 12, times=1, what="metric")
+        assert _run(straight, **settings) == 0
+        assert steps == [12]
+    with monkeypatch.context() as patch:
+        # Stopped before it diverges, too: it must not go back to that point.
+        assert _run(stopped, max_steps=9, **settings) == 0
+        steps = _poison_at(patch, 12, times=1, what="metric")
+        assert _run(stopped, max_steps=16, **settings) == 0
+        assert steps == [12]
+    assert _run(stopped, **settings) == 0
+    runs.assert_same(stopped, straight)
+    # And the learning rates are other ones.
+    with monkeypatch.context() as patch:
+        _poison_at(patch, 12, times=1, what="metric")
+        other = {**settings, "rollback_learning_rate_factor": 1.0}
+        assert _run(tmp_path / "other", **other) == 0
+    tensors, others = runs.bundle(straight), runs.bundle(tmp_path / "other")
+    name = next(k for k in tensors if k.startswith("generator"))
+    assert not np.array_equal(tensors[name], others[name])
+
+
+def test_sigusr1_saves_and_goes_on(
+    undisturbed: dict[int, pathlib.Path],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record = outputs.Outputs.record
+
+    def record_then_signal(self, **kwargs) -> None:
+        record(self, **kwargs)
+        if kwargs["step"] == 8:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.2)  # A thread takes it.
+
+    monkeypatch.setattr(outputs.Outputs, "record", record_then_signal)
+    assert _run(tmp_path) == 0
+    saved = [int(name[5:]) for name in runs.checkpoint_names(tmp_path)]
+    assert saved == [10, 14, 21]
+    runs.assert_same(tmp_path, undisturbed[1])
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("state.data-00000-of-00001", "flipped"),
+        ("state.index", "truncated"),
+        ("host_state.json", "emptied"),
+        ("MANIFEST.json", "deleted"),
+        ("state.index", "swapped"),
+    ],
+)
+def test_a_damaged_checkpoint_costs_steps_and_no_bit(
+    undisturbed: dict[int, pathlib.Path],
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+    file: str,
+    damage: str,
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed[1], workdir)
+    newest = workdir / "checkpoints" / "step-000000021"
+    good = (newest / file).read_bytes()
+    if damage == "flipped":
+        (newest / file).write_bytes(bytes([good[0] ^ 1]) + good[1:])
+    elif damage == "truncated":
+        (newest / file).write_bytes(good[:-1])
+    elif damage == "emptied":
+        (newest / file).write_bytes(b"")
+    elif damage == "deleted":
+        (newest / file).unlink()
+    else:
+        [other] = newest.glob("state.data*")
+        (newest / file).write_bytes(other.read_bytes())
+        other.write_bytes(good)
+    with caplog.at_level("INFO"):
+        assert _run(workdir) == 0
+    assert "step-000000021 in" in caplog.text
+    assert "is skipped" in caplog.text
+    assert "Going on after step 14" in caplog.text
+    runs.assert_same(workdir, undisturbed[1])
 
 
 @pytest.mark.parametrize("room_again_at", [16, None])

@@ -227,6 +227,7 @@ def open_mirror(
         attempt=attempt,
         keep_checkpoints=config.keep_checkpoints,
         keep_every_steps=schedule.keep_every_steps,
+        scheduled_every_steps=schedule.checkpoint_every_steps,
     )
     lease.acquire(wait_secs=_MAX_WAIT_SECS, check_stop=interruption.check)
     try:

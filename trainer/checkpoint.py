@@ -44,6 +44,7 @@ class Checkpointer:
         config_digest: str,
         attempt: str,
         keep_every_steps: int | None = None,
+        scheduled_every_steps: int = 1,
     ) -> None:
         """Touches nothing yet.
 
@@ -55,6 +56,7 @@ class Checkpointer:
             config_digest: The digest of what must not change within a run.
             attempt: A random id of this process, a plain file name.
             keep_every_steps: See `Retention`.
+            scheduled_every_steps: See `Retention`.
 
         Raises:
             ValueError: If a value breaks these rules.
@@ -70,6 +72,7 @@ class Checkpointer:
             store,
             keep_checkpoints=keep_checkpoints,
             keep_every_steps=keep_every_steps,
+            scheduled_every_steps=scheduled_every_steps,
             config_digest=config_digest,
         )
         self._finite_check = FiniteCheck(objects)

@@ -18,6 +18,7 @@ from trainer import atomic_file, errors
 
 # More than hours of records and pictures; what comes on top is lost.
 _MAX_WAITING_BYTES = 1 << 26
+_MAX_EVENT_FILE_BYTES = 1 << 23
 _file_numbers = itertools.count()
 
 
@@ -47,8 +48,8 @@ class MetricWriter:
         except OSError as error:
             raise atomic_file.storage_error("write", metrics, error) from error
         atomic_file.make_directory(events)
-        self._events = _GrowingFile(events / _event_file_name())
-        self._add_event(0, file_version="brain.Event:2")
+        self._events_directory = events
+        self._open_events()
         # Tells TensorBoard to drop what older files hold from here on.
         self._add_event(
             first_step + 1,
@@ -89,25 +90,39 @@ class MetricWriter:
         finally:
             self._events.close()
 
+    def _open_events(self) -> None:
+        self._events = _GrowingFile(self._events_directory / _event_file_name())
+        self._add_event(0, file_version="brain.Event:2")
+
     def _add_event(self, step: int, **what: Any) -> None:
         event = event_pb2.Event(wall_time=time.time(), step=step, **what)
         buffer = io.BytesIO()
         RecordWriter(buffer).write(event.SerializeToString())
         self._events.append(buffer.getvalue())
+        # A file that no longer grows is uploaded for the last time.
+        if self._events.num_bytes >= _MAX_EVENT_FILE_BYTES:
+            self._events.close()
+            self._open_events()
 
 
 class _GrowingFile:
     """Appends to a file; after a full disk, it goes on where that began.
 
     Python's own buffers would do this too, but for what a failed `close` loses.
+
+    Attributes:
+      num_bytes: what it was given so far.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
+        self.num_bytes = 0
         self._waiting = b""
         try:
             self._descriptor = os.open(
-                path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                path,
+                os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC,
+                mode=0o666,
             )
         except OSError as error:
             raise self._error(error) from error
@@ -116,6 +131,7 @@ class _GrowingFile:
         if len(self._waiting) + len(data) > _MAX_WAITING_BYTES:
             self._write()  # Or this data is lost, and the error says so.
         self._waiting += data
+        self.num_bytes += len(data)
         self._write()
 
     def sync(self) -> None:
@@ -151,7 +167,7 @@ def _event_file_name() -> str:
     """
     return (
         f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}."
-        f"{os.getpid()}.{next(_file_numbers)}"
+        f"{os.getpid()}.{next(_file_numbers):06d}"
     )
 
 

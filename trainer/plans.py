@@ -133,7 +133,9 @@ def _check_devices(config: Config, team: Team) -> None:
 def roll_back(plan: Plan, error: errors.DivergedError) -> Plan:
     """Goes back to the newest checkpoint, with other draws from there on.
 
-    Every worker comes here: they all see the same numbers.
+    To the newest that the schedule asked for, that is: one that a signal has
+    made would lead elsewhere than a run that nobody disturbed. Every worker
+    comes here: they all see the same numbers.
 
     Raises:
       DivergedError: this was tried too often.
@@ -142,13 +144,17 @@ def roll_back(plan: Plan, error: errors.DivergedError) -> Plan:
     if plan.num_rollbacks >= config.max_rollbacks:
         raise errors.DivergedError(
             f"{error}: training has diverged, after {plan.num_rollbacks} "
-            f"rollbacks of --max_rollbacks={config.max_rollbacks}. The newest "
-            "checkpoint is from before. Lower --g_learning_rate and "
+            f"rollbacks of --max_rollbacks={config.max_rollbacks}. What was "
+            "saved is from before. Lower --g_learning_rate and "
             "--d_learning_rate in another --workdir."
         ) from error
     found = None
     if team.is_chief:
-        found = finder.find_newest(plan.store, config_digest=config.digest())
+        found = finder.find_newest(
+            plan.store,
+            config_digest=config.digest(),
+            every_steps=plan.schedule.checkpoint_every_steps,
+        )
     first_step = team.from_chief(found.step if found else 0)
     num_rollbacks = plan.num_rollbacks + 1
     logging.warning(

@@ -1,5 +1,8 @@
 """Which checkpoints of a run stay: the newest good ones, and some for ever.
 
+Of those that the schedule asks for, the newest stays too, however many signals
+have made since: a run that diverges goes back to it.
+
 Nothing is deleted in favour of a checkpoint before that one's files agree with
 its manifest, unless the disk is full. What cannot be deleted stops nobody: the
 next save tries again.
@@ -22,6 +25,7 @@ class Retention:
         *,
         keep_checkpoints: int,
         keep_every_steps: int | None,
+        scheduled_every_steps: int,
         config_digest: str,
     ) -> None:
         """Touches nothing yet.
@@ -31,6 +35,8 @@ class Retention:
             keep_checkpoints: How many good ones to keep, at least 1.
             keep_every_steps: Keeps those of each multiple of it for ever, at
                 least 1; None keeps none for ever.
+            scheduled_every_steps: Of the multiples of it, keeps the newest
+                good one.
             config_digest: The digest of what must not change within a run.
 
         Raises:
@@ -39,12 +45,14 @@ class Retention:
         for name, value in (
             ("keep_checkpoints", keep_checkpoints),
             ("keep_every_steps", keep_every_steps),
+            ("scheduled_every_steps", scheduled_every_steps),
         ):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
         self._store = store
         self._keep_checkpoints = keep_checkpoints
         self._keep_every_steps = keep_every_steps
+        self._scheduled_every_steps = scheduled_every_steps
         self._config_digest = config_digest
         # Names that this process has verified or restored from: they are not
         # read again after every save.
@@ -91,12 +99,21 @@ class Retention:
             saved: What was saved and verified last, which always stays.
         """
         try:
-            kept = 0
+            kept, has_scheduled = 0, False
             for name in finder.newest_first(self._store):
+                step = manifest.step_of(name) or 0
+                is_scheduled = step % self._scheduled_every_steps == 0
                 if kept < self._keep_checkpoints:
-                    kept += self._is_good(name)
+                    is_good = self._is_good(name)
+                    kept += is_good
+                elif is_scheduled and not has_scheduled:
+                    is_good = self._is_good(name)
                 elif name != saved and not self._is_protected(name):
                     self.delete(name)
+                    continue
+                else:
+                    continue
+                has_scheduled = has_scheduled or (is_scheduled and is_good)
         except errors.StorageError as error:
             # Too many checkpoints are no reason to stop.
             logging.warning("Older checkpoints are not deleted: %s", error)

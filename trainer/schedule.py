@@ -41,6 +41,11 @@ class Schedule:
         return min(self.final_step, self.max_steps)
 
     @property
+    def checkpoint_every_steps(self) -> int:
+        """`checkpoint_every_epochs`, in steps."""
+        return self.checkpoint_every_epochs * self.steps_per_epoch
+
+    @property
     def keep_every_steps(self) -> int | None:
         """`keep_every_epochs`, in steps."""
         if self.keep_every_epochs is None:

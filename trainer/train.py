@@ -134,6 +134,7 @@ def _keep_files(
         store=plan.store,
         keep_checkpoints=config.keep_checkpoints,
         keep_every_steps=schedule.keep_every_steps,
+        scheduled_every_steps=schedule.checkpoint_every_steps,
         config_digest=config.digest(),
         attempt=plan.attempt,
     )

@@ -70,14 +70,21 @@ class Bucket:
         return self._location("")
 
     @contextlib.contextmanager
-    def ended_by(self, check: Callable[[], object]) -> Iterator[None]:
+    def ended_by(
+        self, check: Callable[[], object], retry_secs: float | None = None
+    ) -> Iterator[None]:
         """Lets what a check raises end requests while this is entered.
 
         Args:
             check: See `Patience`; by any thread that uses the bucket.
+            retry_secs: See `Patience`; None leaves it as it is.
         """
         patience = self._patience
-        self._patience = dataclasses.replace(patience, check=check)
+        self._patience = dataclasses.replace(
+            patience,
+            check=check,
+            retry_secs=retry_secs or patience.retry_secs,
+        )
         try:
             yield
         finally:

@@ -38,7 +38,7 @@ class StoredCheckpoint:
 
 
 def find_newest(
-    store: CheckpointStore, *, config_digest: str
+    store: CheckpointStore, *, config_digest: str, every_steps: int = 1
 ) -> StoredCheckpoint | None:
     """Finds the newest good checkpoint, without any network being built.
 
@@ -48,6 +48,7 @@ def find_newest(
     Args:
         store: Where to look.
         config_digest: The digest of the configuration that asks.
+        every_steps: Looks at the multiples of it only.
 
     Returns:
         The checkpoint, or None if there are none at all.
@@ -59,6 +60,8 @@ def find_newest(
     """
     reasons = []
     for name in newest_first(store):
+        if (step_of(name) or 0) % every_steps:
+            continue
         try:
             record = verify(store, name, config_digest=config_digest)
             directory = store.fetch(record)

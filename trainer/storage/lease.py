@@ -33,6 +33,7 @@ _UNKNOWN = Claim(
 # For the bucket of a lease of the usual duration: a write that takes longer
 # than to the next one is better given up.
 PATIENCE = Patience(request_secs=10.0, retry_secs=20.0)
+_START_RETRY_SECS = 300.0
 
 
 class Lease:
@@ -102,11 +103,14 @@ class Lease:
             StorageError: If another process has it, or if the bucket cannot be
                 written.
         """
-        try:
-            self._write(0)
-        except ConflictError:
-            self._await_expiry(wait_secs, check_stop)
-            self._take_over()
+        # A network that is down for minutes is waited for at the start; later,
+        # what is not renewed soon is as good as lost.
+        with self._bucket.ended_by(check_stop, _START_RETRY_SECS):
+            try:
+                self._write(0)
+            except ConflictError:
+                self._await_expiry(wait_secs, check_stop)
+                self._take_over()
         self._thread.start()
 
     def release(self, deadline_secs: float) -> None:

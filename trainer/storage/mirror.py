@@ -37,6 +37,7 @@ class Mirror:
         attempt: str,
         keep_checkpoints: int,
         keep_every_steps: int | None,
+        scheduled_every_steps: int = 1,
         seconds_between_file_uploads: float = 60.0,
     ) -> None:
         """Touches nothing yet.
@@ -52,6 +53,7 @@ class Mirror:
             keep_checkpoints: How many good ones stay in the bucket.
             keep_every_steps: Keeps those of each multiple of it for ever;
                 None keeps none for ever.
+            scheduled_every_steps: See `Retention`.
             seconds_between_file_uploads: Between two uploads of one file that
                 changes, at least. So long may a checkpoint have to wait.
         """
@@ -67,6 +69,7 @@ class Mirror:
             attempt=attempt,
             keep_checkpoints=keep_checkpoints,
             keep_every_steps=keep_every_steps,
+            scheduled_every_steps=scheduled_every_steps,
         )
         self._files = MirrorFiles(
             root, bucket, secs_between_uploads=seconds_between_file_uploads

@@ -57,6 +57,7 @@ class MirrorCheckpoints:
         attempt: str,
         keep_checkpoints: int,
         keep_every_steps: int | None,
+        scheduled_every_steps: int,
     ) -> None:
         """Touches nothing yet.
 
@@ -68,6 +69,7 @@ class MirrorCheckpoints:
             attempt: The id of this process.
             keep_checkpoints: See `Retention`; so it is in the bucket.
             keep_every_steps: See `Retention`.
+            scheduled_every_steps: See `Retention`.
         """
         self._local = local
         self._remote = RemoteStore(bucket, cache=cache)
@@ -79,6 +81,7 @@ class MirrorCheckpoints:
             self._remote,
             keep_checkpoints=keep_checkpoints,
             keep_every_steps=keep_every_steps,
+            scheduled_every_steps=scheduled_every_steps,
             config_digest=config_digest,
         )
 
