@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-_TIMES = ("images_per_sec", "data_wait_secs", "save_secs")
+_TIMES = ("images_per_sec", "data_wait_secs", "save_secs", "failed_uploads")
 
 
 def checkpoint_names(workdir: pathlib.Path) -> list[str]:

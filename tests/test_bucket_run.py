@@ -12,6 +12,7 @@ from tests import runs, tiny
 from tests.fake_gcs import FakeGcs
 from trainer import divergence, errors, models, train
 from trainer.config import Config
+from trainer.storage.mirror import Mirror
 
 _PLACE = "gs://bucket/runs/a"
 
@@ -52,6 +53,11 @@ def _straight(tmp_path: pathlib.Path, **changes) -> pathlib.Path:
 def test_everything_lands_in_the_bucket_and_a_new_machine_goes_on_from_it(
     fake: FakeGcs, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    # The role for objects is enough; the library asks for more by itself, and
+    # does without.
+    fake.fail(
+        "ANY", r" (/upload)?/storage/v1/b/bucket(\?| )", "status", 403, times=99
+    )
     with caplog.at_level(logging.INFO):
         assert _run(tmp_path / "one", max_steps=10) == 0
     assert f"{_PLACE} holds everything up to step 10" in caplog.text
@@ -157,3 +163,19 @@ def test_a_run_that_diverges_goes_back_in_its_bucket_too(
     ours, theirs = runs.bundle(tmp_path / "two"), runs.bundle(straight)
     for name, value in ours.items():
         np.testing.assert_array_equal(value, theirs[name])
+
+
+def test_a_run_that_is_no_longer_ours_ends_before_its_next_save(
+    fake: FakeGcs, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = property(lambda self: "gs://bucket/runs/a now belongs to another.")
+    start = Mirror.download
+
+    def download_then_lose(self, **kwargs):
+        monkeypatch.setattr(Mirror, "lost", lost)
+        return start(self, **kwargs)
+
+    monkeypatch.setattr(Mirror, "download", download_then_lose)
+    with pytest.raises(errors.StorageError, match="belongs to another"):
+        _run(tmp_path / "one")
+    assert runs.checkpoint_names(tmp_path / "one") == []

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from absl import logging
 
 from trainer import errors, preflight
 from trainer.storage import files, finder, manifest
@@ -239,3 +240,21 @@ def test_a_process_that_dies_in_it_leaves_nothing_that_counts(
     assert found.step == 350
     probe(store)
     assert os.listdir(root) == ["step-000000350"]
+
+
+def test_those_that_stay_for_ever_are_reckoned_with(root, monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        logging, "warning", lambda text, *args: lines.append(text % args)
+    )
+    # Three to keep, one being written, and ten that nobody deletes.
+    for free, warns in ((14, False), (13, True)):
+        preflight.probe(
+            Limited(root, free * MEGABYTE),
+            keep_checkpoints=3,
+            checkpoint_bytes=MEGABYTE,
+            attempt="a1",
+            keep_for_ever=10,
+        )
+        assert bool(lines) == warns
+    assert "keeps 10 more checkpoints for ever" in lines[0]

@@ -24,7 +24,9 @@ def start(
     config: config_lib.Config, attempt: str
 ) -> run_directory.RunDirectory:
     """Starts a run in its directory, and ends it."""
-    with run_directory.claim(config, attempt):
+    run_directory.check(config)
+    with run_directory.claim(Path(config.workdir)):
+        run_directory.record_start(config, attempt)
         return run_directory.RunDirectory(Path(config.workdir))
 
 
@@ -192,7 +194,8 @@ def test_check_writes_nothing(workdir):
 
 def test_a_claimed_directory_is_refused_to_others(workdir):
     config = make_config(workdir)
-    with run_directory.claim(config, "first"):
+    with run_directory.claim(workdir):
+        run_directory.record_start(config, "first")
         with pytest.raises(errors.StorageError, match="Another process"):
             start(config, "second")
         environment = (workdir / "environment.json").read_text()

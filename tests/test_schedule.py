@@ -89,3 +89,19 @@ def test_no_stop_is_jumped_over_from_wherever_a_run_starts(schedules):
             next_due = min(d for d in due if d > step)
             # Never beyond, and not before without need.
             assert stop == min(next_due, step + s.steps_per_loop)
+
+
+def test_those_to_come_that_stay_for_ever_are_counted() -> None:
+    plan = Schedule(
+        steps_per_epoch=7,
+        epochs=20,
+        max_steps=None,
+        steps_per_loop=1,
+        log_every_steps=1,
+        sample_every_epochs=1,
+        checkpoint_every_epochs=5,
+        keep_every_epochs=5,
+    )
+    counts = [plan.num_kept_for_ever(step) for step in (0, 34, 35, 139)]
+    assert counts == [4, 4, 3, 1]
+    assert plan.checkpoint_every_steps == 35

@@ -127,7 +127,7 @@ def test_every_logged_step_has_its_metrics(
         assert record.keys() == {
             *train_step.METRIC_NAMES,
             *("step", "epoch", "images_per_sec", "data_wait_secs"),
-            *("save_secs", "failed_saves", "failed_writes"),
+            *("save_secs", "failed_saves", "failed_uploads", "failed_writes"),
         }
         assert record["epoch"] == -(-record["step"] // _STEPS_PER_EPOCH)
         assert 0 < record["real_probability"] < 1
@@ -735,7 +735,8 @@ def test_a_run_that_lost_its_checkpoints_says_that_it_starts_again(
 def test_a_directory_in_which_another_process_trains_is_refused(
     tmp_path: pathlib.Path,
 ) -> None:
-    with run_directory.claim(_config(tmp_path), "other"):
+    with run_directory.claim(tmp_path):
+        run_directory.record_start(_config(tmp_path), "other")
         before = runs.files(tmp_path, "**/*")
         with pytest.raises(errors.StorageError, match="Another process"):
             _run(tmp_path)

@@ -8,7 +8,8 @@ traceback.
 Codes below 128 tell a scheduler not to restart the job; after 130
 (interrupted), 142 (stalled) and 143 (preempted) the same command goes on. After
 130 and 143 the state is saved, unless a second signal came or training had not
-yet begun; after 142 it is the newest checkpoint's.
+yet begun; for a run in a bucket, the last line tells whether it is there or on
+this machine's disk only. After 142 it is the newest checkpoint's.
 """
 
 EXIT_INTERRUPTED = 130

@@ -59,6 +59,7 @@ class Outputs:
         self._data_wait_secs = 0.0
         self._save_secs = 0.0
         self._num_failed_saves = 0
+        self._num_failed_uploads = 0
         self._num_failed_writes = 0
         self._last_problem = ""
 
@@ -109,6 +110,7 @@ class Outputs:
                 "data_wait_secs": self._data_wait_secs,
                 "save_secs": self._save_secs,
                 "failed_saves": self._num_failed_saves,
+                "failed_uploads": self._num_failed_uploads,
                 "failed_writes": self._num_failed_writes,
             }
             with self._going_on_without_it():
@@ -116,15 +118,19 @@ class Outputs:
             self._num_steps, self._secs = 0, 0.0
             self._data_wait_secs, self._save_secs = 0.0, 0.0
 
-    def note_save(self, *, secs: float, num_failed: int) -> None:
+    def note_save(
+        self, *, secs: float, num_failed: int, num_failed_uploads: int
+    ) -> None:
         """Takes how long training stood still for a save.
 
         Args:
           secs: that it stood still.
           num_failed: saves that have failed so far.
+          num_failed_uploads: uploads that have.
         """
         self._save_secs += secs
         self._num_failed_saves = num_failed
+        self._num_failed_uploads = num_failed_uploads
 
     def draw_samples(self, step: int) -> None:
         """Writes the grid of the epoch that ends with `step`."""

@@ -37,6 +37,7 @@ class Plan:
       found: the checkpoint to go on from; only the chief looks for it.
       first_step: the step of that; every worker knows it.
       num_rollbacks: how often the run has diverged and gone back so far.
+      is_first_try: whether this start has not gone back itself yet.
     """
 
     config: Config
@@ -51,6 +52,7 @@ class Plan:
     found: finder.StoredCheckpoint | None
     first_step: int
     num_rollbacks: int
+    is_first_try: bool = True
 
     def host_state(self, step: int) -> dict[str, Any]:
         """What a checkpoint of a step holds beside the variables."""
@@ -98,6 +100,8 @@ def make_plan(
     attempt = secrets.token_hex(8)
     mirror = found = None
     if team.is_chief:
+        # Before a bucket's run is brought there: it may be somebody else's.
+        stack.enter_context(run_directory.claim(directory.root))
         if config.bucket:
             mirror = stack.enter_context(
                 assembly.open_mirror(
@@ -121,6 +125,16 @@ def make_plan(
         first_step=team.from_chief(found.step if found else 0),
         num_rollbacks=team.from_chief(_num_rollbacks(found)),
     )
+
+
+def begin(plan: Plan) -> None:
+    """Writes the first of a start that goes on training, if this is the chief.
+
+    Raises:
+      TrainerError: the directory cannot be used.
+    """
+    if plan.team.is_chief:
+        run_directory.record_start(plan.config, plan.attempt)
 
 
 def _check_devices(config: Config, team: Team) -> None:
@@ -174,6 +188,7 @@ def roll_back(plan: Plan, error: errors.DivergedError) -> Plan:
         found=found,
         first_step=first_step,
         num_rollbacks=num_rollbacks,
+        is_first_try=False,
     )
 
 

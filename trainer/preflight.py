@@ -3,6 +3,8 @@
 import contextlib
 import secrets
 
+from absl import logging
+
 from trainer import atomic_file, errors
 from trainer.storage import CheckpointStore, files, finder, manifest
 
@@ -16,6 +18,7 @@ def probe(
     keep_checkpoints: int,
     checkpoint_bytes: int,
     attempt: str,
+    keep_for_ever: int = 0,
 ) -> None:
     """Really saves a small checkpoint, and asks for the room of the real ones.
 
@@ -28,6 +31,9 @@ def probe(
         keep_checkpoints: How many of them will be kept, at least 1.
         checkpoint_bytes: The estimated size of one.
         attempt: The id of the writing process, a plain file name.
+        keep_for_ever: How many are to come that are never deleted. Whoever
+            runs for weeks may move them away, so that only a warning tells
+            that there is no room for all.
 
     Raises:
         StorageError: If anything of that fails, or if the room is not enough
@@ -36,12 +42,15 @@ def probe(
     with store.scratch(attempt=attempt) as trial:
         # First: on a full disk, its message says more. But inside, because
         # what crashed writers left is gone by then.
-        _check_room(store, keep_checkpoints, checkpoint_bytes)
+        _check_room(store, keep_checkpoints, checkpoint_bytes, keep_for_ever)
         _save_and_delete(trial, attempt)
 
 
 def _check_room(
-    store: CheckpointStore, keep_checkpoints: int, checkpoint_bytes: int
+    store: CheckpointStore,
+    keep_checkpoints: int,
+    checkpoint_bytes: int,
+    keep_for_ever: int,
 ) -> None:
     free_bytes = store.free_bytes()
     if free_bytes is None:
@@ -55,6 +64,18 @@ def _check_room(
             f"{keep_checkpoints} and one being written, {num_there} of them "
             f"there already, of {checkpoint_bytes / 1e6:,.1f} MB each. Make "
             "room, lower --keep_checkpoints, or choose another --workdir."
+        )
+    needed_bytes += keep_for_ever * checkpoint_bytes
+    if free_bytes < needed_bytes:
+        logging.warning(
+            "%s has %.1f MB free, but the run would need %.1f MB until its "
+            "end: --keep_every_epochs keeps %d more checkpoints for ever, of "
+            "%.1f MB each. Raise it, or move them away in time.",
+            store.location,
+            free_bytes / 1e6,
+            needed_bytes / 1e6,
+            keep_for_ever,
+            checkpoint_bytes / 1e6,
         )
 
 

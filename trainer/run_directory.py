@@ -85,12 +85,28 @@ def check(config: config_lib.Config) -> RunDirectory:
 
 
 @contextlib.contextmanager
-def claim(config: config_lib.Config, attempt: str) -> Iterator[None]:
-    """Makes the directory of a resolved config this process's while entered.
+def claim(root: Path) -> Iterator[None]:
+    """Makes a directory this process's while entered, and exist.
 
     Two processes that train in one directory would take the files from under
     each other. The lock goes with the process, however that ends; on a file
     system that knows no locks there is none.
+
+    Raises:
+        StorageError: The directory cannot be written, or another process is
+            training in it.
+    """
+    atomic_file.make_directory(root)
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _lock(descriptor, root)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def record_start(config: config_lib.Config, attempt: str) -> None:
+    """Writes what the run is, and where and how it runs.
 
     Args:
         config: What `config.json` will hold.
@@ -98,20 +114,12 @@ def claim(config: config_lib.Config, attempt: str) -> Iterator[None]:
 
     Raises:
         UsageError: The directory holds what this config cannot continue.
-        StorageError: The directory cannot be written, or another process is
-            training in it.
+        StorageError: The directory cannot be written.
     """
     run = check(config)
-    atomic_file.make_directory(run.root)
-    descriptor = os.open(run.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _lock(descriptor, run.root)
-        atomic_file.write_bytes(run.config, config.to_json().encode())
-        text = json.dumps(_environment(attempt), indent=2) + "\n"
-        atomic_file.write_bytes(run.environment, text.encode())
-        yield
-    finally:
-        os.close(descriptor)
+    atomic_file.write_bytes(run.config, config.to_json().encode())
+    text = json.dumps(_environment(attempt), indent=2) + "\n"
+    atomic_file.write_bytes(run.environment, text.encode())
 
 
 def _lock(descriptor: int, root: Path) -> None:

@@ -52,6 +52,15 @@ class Schedule:
             return None
         return self.keep_every_epochs * self.steps_per_epoch
 
+    def num_kept_for_ever(self, step: int) -> int:
+        """How many checkpoints that stay for ever come after a step."""
+        if self.keep_every_steps is None:
+            return 0
+        return (
+            self.last_step // self.keep_every_steps
+            - step // self.keep_every_steps
+        )
+
     def epoch(self, step: int) -> int:
         """The epoch, counted from 1, that the step ends in; 0 at step 0."""
         return -(-step // self.steps_per_epoch)

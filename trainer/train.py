@@ -14,7 +14,6 @@ from trainer import (
     messages,
     plans,
     preflight,
-    run_directory,
 )
 from trainer.background import BackgroundSaver
 from trainer.config import Config
@@ -65,6 +64,7 @@ def _go_on_in_spite_of_divergence(
     plan: Plan, interruption: Interruption
 ) -> int:
     """Trains, from the newest checkpoint again if it diverges."""
+    plans.begin(plan)
     while True:
         try:
             return _go_on(plan, interruption)
@@ -98,12 +98,22 @@ def _go_on(plan: Plan, interruption: Interruption) -> int:
                 first_step=plan.first_step,
                 outputs=outputs,
                 save=save,
-                next_vote=lambda: team.vote(
-                    exit_code=interruption.exit_code,
-                    wants_save=interruption.take_save_request(),
-                ),
+                next_vote=lambda: _vote(plan, interruption),
                 watchdog=watchdog,
             )
+
+
+def _vote(plan: Plan, interruption: Interruption) -> Vote:
+    """Asks all workers, unless the run is no longer theirs."""
+    if plan.mirror and (reason := plan.mirror.lost):
+        raise errors.StorageError(
+            f"{reason} One run directory serves one run at a time: end one of "
+            "the two."
+        )
+    return plan.team.vote(
+        exit_code=interruption.exit_code,
+        wants_save=interruption.take_save_request(),
+    )
 
 
 def _check_durability(plan: Plan) -> None:
@@ -153,15 +163,10 @@ def _keep_files(
         outputs.note_save(
             secs=flush_secs + saver.standstill_secs,
             num_failed=saver.num_failed,
+            num_failed_uploads=plan.mirror.num_failed if plan.mirror else 0,
         )
-        if plan.mirror and (reason := plan.mirror.lost):
-            raise errors.StorageError(
-                f"{reason} One run directory serves one run at a time: end one "
-                "of the two."
-            )
 
     with (
-        run_directory.claim(config, plan.attempt),
         assembly.open_outputs(
             config, plan.directory, schedule, state, plan.first_step
         ) as outputs,
@@ -170,12 +175,14 @@ def _keep_files(
             on_saved=plan.mirror.checkpoint_saved if plan.mirror else None,
         ) as saver,
     ):
-        preflight.probe(
-            plan.store,
-            keep_checkpoints=config.keep_checkpoints,
-            checkpoint_bytes=state.num_bytes,
-            attempt=plan.attempt,
-        )
+        if plan.is_first_try:  # After a rollback, the disk is known.
+            preflight.probe(
+                plan.store,
+                keep_checkpoints=config.keep_checkpoints,
+                keep_for_ever=schedule.num_kept_for_ever(plan.first_step),
+                checkpoint_bytes=state.num_bytes,
+                attempt=plan.attempt,
+            )
         yield outputs, save
 
 
