@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
 from absl import logging as absl_logging
 
 from trainer import config, errors, options
@@ -81,23 +80,12 @@ def _print_help() -> None:
 
 
 def _read_command_line(argv: Sequence[str]) -> config.Config:
-    # A set of our own: absl's holds the flags of every imported library too,
-    # and can be parsed only once in a process.
-    flag_values = flags.FlagValues()
-    options.define_flags(config.Config, flag_values)
-    try:
-        leftover = flag_values(argv)[1:]
-    except (flags.Error, ValueError) as error:
-        raise errors.UsageError(
-            f"{error}\n`python -m trainer.main --help` lists the flags; recipes"
-            f" for --flagfile are in {_recipes()}"
-        ) from error
-    if leftover:
-        raise errors.UsageError(
-            f"{leftover[0]!r} is not a flag, and only flags are understood:"
-            " --name=value, or --name and --noname for what is true or false."
-            " `python -m trainer.main --help` lists them."
-        )
+    flag_values = options.parse(
+        config.Config,
+        argv,
+        "`python -m trainer.main --help` lists the flags; recipes for"
+        f" --flagfile are in {_recipes()}",
+    )
     values = options.values_from_flags(config.Config, flag_values)
     unresolved = config.Config(**values)
     unresolved.validate()
