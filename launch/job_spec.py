@@ -30,6 +30,37 @@ _JOB = "What runs"
 _MACHINES = "Machines"
 _TIME = "Time"
 _IDENTITY = "Identity and network"
+# What only some platforms understand; it is refused elsewhere.
+_UNDERSTOOD_BY = {
+    "project": ("vertex",),
+    "region": ("vertex",),
+    "namespace": ("kubernetes",),
+    "kube_context": ("kubernetes",),
+    "image": ("docker", "vertex", "kubernetes", "slurm"),
+    "labels": ("docker", "vertex", "kubernetes"),
+    "accelerator": ("vertex", "kubernetes", "slurm"),
+    "machine": ("vertex", "kubernetes"),
+    "unchecked_machine": ("vertex", "kubernetes"),
+    "spot": ("vertex", "kubernetes"),
+    "flex_start": ("vertex",),
+    "max_wait_secs": ("vertex",),
+    "cpus": ("docker", "kubernetes", "slurm"),
+    "memory_gib": ("docker", "kubernetes", "slurm"),
+    "shm_gib": ("docker", "kubernetes"),
+    "disk_gib": ("vertex", "kubernetes"),
+    "disk_type": ("vertex",),
+    "volume_claim": ("kubernetes",),
+    "queue": ("kubernetes",),
+    "partition": ("slurm",),
+    "slurm_account": ("slurm",),
+    "python": ("slurm",),
+    "timeout_secs": ("vertex", "kubernetes", "slurm"),
+    "grace_secs": ("docker", "kubernetes", "slurm", "local"),
+    "max_restarts": ("kubernetes",),
+    "service_account": ("vertex", "kubernetes"),
+    "network": ("vertex", "docker"),
+    "tensorboard": ("vertex",),
+}
 _NAME = re.compile("[a-z]([-a-z0-9]{0,28}[a-z0-9])?")
 _LABEL_KEY = re.compile("[a-z]([-a-z0-9_]{0,61}[a-z0-9])?")
 _LABEL_VALUE = re.compile("([a-z0-9]([-a-z0-9_]{0,61}[a-z0-9])?)?")
@@ -328,6 +359,14 @@ class JobSpec(Place):
             raise errors.UsageError(
                 f"--platform is missing: one of {', '.join(PLATFORMS)}."
             )
+        for field, _ in options.fields(type(self)):
+            platforms = _UNDERSTOOD_BY.get(field.name, PLATFORMS)
+            given = getattr(self, field.name) != field.default
+            if given and self.platform not in platforms:
+                raise errors.UsageError(
+                    f"--{field.name} has no use with"
+                    f" --platform={self.platform}: it is for {', '.join(platforms)}. Leave it out."
+                )
         if not _NAME.fullmatch(self.name):
             raise errors.UsageError(
                 f"--name={self.name} is not valid: 1 to 30 of a-z, 0-9 and -,"

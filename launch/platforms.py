@@ -23,7 +23,8 @@ MODULES = {
     "kubernetes": "launch.kubernetes",
     "slurm": "launch.slurm",
 }
-# How often and how long to look for a job whose creation was not answered.
+# Unanswered creations, at most, and when to look for the job after each.
+_CREATIONS = 3
 _LOOK_AGAIN_SECS = (0.0, 2.0, 5.0, 10.0)
 
 
@@ -145,18 +146,21 @@ def submit_once(
             return status
     if attempts:
         spec = dataclasses.replace(spec, attempt=attempts[-1].attempt + 1)
-    try:
-        return create(spec)
-    except AnswerLostError as error:
+    lost: AnswerLostError | None = None
+    for _ in range(_CREATIONS):
+        try:
+            return create(spec)
+        except AnswerLostError as error:
+            lost = error
         for secs in _LOOK_AGAIN_SECS:
             sleep(secs)
             for status in find(spec):
                 if status.attempt == spec.attempt:
                     return status
-        raise AnswerLostError(
-            f"{error}\nThe job {spec.job_name} is not there, or not yet. Submit"
-            " it again: that starts it only if it is not there."
-        ) from error
+    raise AnswerLostError(
+        f"{lost}\nThe job {spec.job_name} is not there, or not yet. Submit it"
+        " again: that starts it only if it is not there."
+    ) from lost
 
 
 def need(module: str, extra: str) -> None:
