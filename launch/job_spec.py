@@ -54,9 +54,10 @@ _UNDERSTOOD_BY = {
     "partition": ("slurm",),
     "slurm_account": ("slurm",),
     "python": ("slurm",),
+    "workers_per_node": ("slurm",),
     "timeout_secs": ("vertex", "kubernetes", "slurm"),
     "grace_secs": ("docker", "kubernetes", "slurm", "local"),
-    "max_restarts": ("kubernetes",),
+    "max_restarts": ("kubernetes", "slurm"),
     "service_account": ("vertex", "kubernetes"),
     "network": ("vertex", "docker"),
     "tensorboard": ("vertex",),
@@ -145,11 +146,20 @@ class JobSpec(Place):
         minimum=1,
         maximum=1000,
     )
+    workers_per_node: int = _flag(
+        _MACHINES,
+        1,
+        "slurm: workers that share a machine, each with --num_accelerators GPUs"
+        " of its own; --num_workers counts all.",
+        "workers",
+        minimum=1,
+        maximum=16,
+    )
     accelerator: str | None = _flag(
         _MACHINES,
         None,
         "Kind of GPU: t4, v100, l4, a100-40gb, a100-80gb, h100, h100-mega,"
-        " h200, b200, rtx-pro-6000.",
+        " h200, b200, rtx-pro-6000; slurm: the type that `sinfo -o %G` shows.",
         "gpu",
     )
     num_accelerators: int | None = _flag(
@@ -270,8 +280,8 @@ class JobSpec(Place):
     max_restarts: int = _flag(
         _TIME,
         10,
-        "kubernetes: so many times the trainer may exit with a code that asks"
-        " for a restart. Machines that were taken away do not count.",
+        "kubernetes, slurm: so many times the trainer may exit with a code that"
+        " asks for a restart. Machines that were taken away do not count.",
         "restarts",
         minimum=0,
         maximum=1000,

@@ -78,6 +78,19 @@ class AnswerLostError(PlatformError):
     """Nobody knows whether the platform did what it was asked to do."""
 
 
+class JobNotFoundError(errors.UsageError):
+    """There is no job of a name; after `cancel`, there is none any more.
+
+    Kubernetes keeps nothing of a job that is cancelled.
+    """
+
+    def __init__(self, name: str, where: str) -> None:
+        super().__init__(
+            f"There is no job {name!r} in {where}. `python -m launch.main list`"
+            " with the same flags shows those that there are."
+        )
+
+
 class Platform(Protocol):
     """The functions of a platform's module.
 
@@ -99,7 +112,11 @@ class Platform(Protocol):
         """Starts the job, unless it is there already (see `submit_once`)."""
 
     def status(self, place: Place, name: str) -> JobStatus:
-        """Returns how a job is."""
+        """Returns how a job is.
+
+        Raises:
+            JobNotFoundError: there is none of that name.
+        """
 
     def logs(self, place: Place, name: str, follow: bool) -> Iterator[str]:
         """Yields the job's lines so far, without line ends.
@@ -109,7 +126,10 @@ class Platform(Protocol):
         """
 
     def cancel(self, place: Place, name: str) -> None:
-        """Asks for the job's end; whoever calls waits for the final state."""
+        """Asks for the job's end; whoever calls waits for the final state.
+
+        Which may be that `status` raises JobNotFoundError.
+        """
 
     def list_jobs(self, place: Place) -> list[JobStatus]:
         """Returns the jobs that this launcher submitted, the newest first."""
