@@ -78,6 +78,7 @@ class Place:
         None,
         "Who runs the job.",
         choices=PLATFORMS,
+        default_text="none, it must be given",
     )
     project: str | None = _flag(
         _PLACE, None, "vertex: the Google Cloud project.", "project"
@@ -95,6 +96,27 @@ class Place:
         "context",
         default_text="the current one",
     )
+
+    def validate(self) -> None:
+        """Checks each value, and refuses what the platform has no use for.
+
+        Raises:
+            UsageError: The message says the value, the rule and the remedy.
+        """
+        options.check_values(type(self), vars(self))
+        if self.platform is None:
+            raise errors.UsageError(
+                f"--platform is missing: one of {', '.join(PLATFORMS)}."
+            )
+        for field, _ in options.fields(type(self)):
+            known = _UNDERSTOOD_BY.get(field.name, PLATFORMS)
+            given = getattr(self, field.name) != field.default
+            if given and self.platform not in known:
+                raise errors.UsageError(
+                    f"--{field.name} has no use with"
+                    f" --platform={self.platform}: it is for"
+                    f" {', '.join(known)}. Leave it out."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,19 +386,7 @@ class JobSpec(Place):
         Raises:
             UsageError: The message says the value, the rule and the remedy.
         """
-        options.check_values(type(self), vars(self))
-        if self.platform is None:
-            raise errors.UsageError(
-                f"--platform is missing: one of {', '.join(PLATFORMS)}."
-            )
-        for field, _ in options.fields(type(self)):
-            platforms = _UNDERSTOOD_BY.get(field.name, PLATFORMS)
-            given = getattr(self, field.name) != field.default
-            if given and self.platform not in platforms:
-                raise errors.UsageError(
-                    f"--{field.name} has no use with"
-                    f" --platform={self.platform}: it is for {', '.join(platforms)}. Leave it out."
-                )
+        super().validate()
         if not _NAME.fullmatch(self.name):
             raise errors.UsageError(
                 f"--name={self.name} is not valid: 1 to 30 of a-z, 0-9 and -,"

@@ -58,6 +58,7 @@ class JobStatus:
         address: Where a browser shows it, or "".
         restarts: How often it has started anew, as far as is known.
         attempt: `JobSpec.attempt`.
+        exit_code: The trainer's, once it has ended and as far as is known.
     """
 
     name: str
@@ -68,6 +69,7 @@ class JobStatus:
     address: str = ""
     restarts: int = 0
     attempt: int = 1
+    exit_code: int | None = None
 
 
 class PlatformError(errors.TrainerError):
@@ -109,7 +111,10 @@ class Platform(Protocol):
         """
 
     def submit(self, spec: JobSpec) -> JobStatus:
-        """Starts the job, unless it is there already (see `submit_once`)."""
+        """Starts the job, unless it is there already (see `submit_once`).
+
+        Where jobs run in the foreground, the status is that at the end.
+        """
 
     def status(self, place: Place, name: str) -> JobStatus:
         """Returns how a job is.

@@ -14,7 +14,6 @@ from launch.job_spec import (
     Place,
 )
 from launch.platforms import JobStatus, State
-from trainer import errors
 
 _CONSOLE = "https://console.cloud.google.com/vertex-ai"
 _STATES = {
@@ -83,8 +82,15 @@ def cancel(place: Place, name: str) -> None:
     """Asks Vertex AI to cancel a job."""
     client = _connect(place)
     job = _find(client, place, name)
-    if not _status(place, job).state.is_final:
+    if _status(place, job).state.is_final:
+        return
+    try:
         vertex_client.call(client.cancel_custom_job, name=job.name)
+    except platforms.PlatformError:
+        # It is refused when the job has ended meanwhile.
+        job = vertex_client.call(client.get_custom_job, name=job.name)
+        if not _status(place, job).state.is_final:
+            raise
 
 
 def list_jobs(place: Place) -> list[JobStatus]:
@@ -125,10 +131,7 @@ def _find(client: Any, place: Place, name: str) -> Any:
     for job in jobs:
         if job.labels.get(JOB_LABEL) == name:
             return job
-    raise errors.UsageError(
-        f"There is no job {name!r} in {vertex_request.parent(place)}. `python -m launch.main"
-        " list` with the same flags shows those that there are."
-    )
+    raise platforms.JobNotFoundError(name, vertex_request.parent(place))
 
 
 def _list(client: Any, place: Place, condition: str) -> list[Any]:

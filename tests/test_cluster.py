@@ -311,5 +311,6 @@ def test_without_a_cluster_the_message_tells_how_to_get_one(environ):
     assert found == Cluster(("host0:2222", "host1:2222"), 0)
     assert "`srun`" in message
     assert (
-        "`python -m launch.local_workers --num_workers=2 -- <flags>`" in message
+        "`python -m launch.main submit --platform=local --num_workers=2`"
+        in message
     )

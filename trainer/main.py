@@ -26,9 +26,9 @@ examples:
       The same on two replicas, without a GPU.
   python -m trainer.main --flagfile={recipes}/mnist.flags --epochs=5
       A recipe, and flags after it that override its own.
-  python -m launch.local_workers --num_workers=2 -- --dataset=digits
-      Two processes that train together; on a cluster, TF_CONFIG or Slurm tells
-      each of them its place, and --strategy=multi_worker is to be given.
+  python -m launch.main submit --platform=local --num_workers=2 -- --epochs=5
+      Two processes that train together. `python -m launch.main --help` says how
+      to submit the same to Docker and to cloud GPUs.
 
 {flags}
 
@@ -81,7 +81,7 @@ def _print_help() -> None:
 
 def _read_command_line(argv: Sequence[str]) -> config.Config:
     flag_values = options.parse(
-        config.Config,
+        [config.Config],
         argv,
         "`python -m trainer.main --help` lists the flags; recipes for"
         f" --flagfile are in {_recipes()}",

@@ -88,9 +88,11 @@ def define_flags(
 
 
 def parse(
-    config_type: type, argv: Sequence[str], hint: str
+    config_types: Sequence[type], argv: Sequence[str], hint: str
 ) -> flags.FlagValues:
     """Reads a command line, program name first, of nothing but flags.
+
+    The flags are the fields of all `config_types`.
 
     Raises:
         UsageError: A flag or a value is not legal; the message ends in `hint`.
@@ -98,7 +100,8 @@ def parse(
     # A set of our own: absl's holds the flags of every imported library too,
     # and can be parsed only once in a process.
     flag_values = flags.FlagValues()
-    define_flags(config_type, flag_values)
+    for config_type in config_types:
+        define_flags(config_type, flag_values)
     try:
         leftover = flag_values(argv)[1:]
     except (flags.Error, ValueError) as error:
