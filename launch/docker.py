@@ -35,8 +35,9 @@ credentials="${GOOGLE_APPLICATION_CREDENTIALS:-\
 ${CLOUDSDK_CONFIG:-$HOME/.config/gcloud}/application_default_credentials.json}"
 # Without such a file, the container asks the machine's metadata server.
 if [ -f "$credentials" ]; then
+  credentials="$(realpath "$credentials")"
   set -- "$@" \\
-    --mount="type=bind,source=$(realpath "$credentials"),\
+    --mount="type=bind,source=$credentials,\
 target=/run/credentials.json,readonly" \\
     --env=GOOGLE_APPLICATION_CREDENTIALS=/run/credentials.json
 fi
@@ -96,8 +97,10 @@ def _mount(source: str, target: str, ending: str = "") -> str:
     place = shlex.quote(source)
     if source.startswith("~/"):
         place = f'"$HOME"/{shlex.quote(source[2:])}'
+    # By itself, so that the script ends where there is no such directory.
     return (
-        f'set -- "$@" --mount="type=bind,source=$(realpath {place}),'
+        f'directory="$(realpath {place})"\n'
+        'set -- "$@" --mount="type=bind,source=$directory,'
         f'target={target}{ending}"\n'
     )
 

@@ -333,10 +333,17 @@ class JobSpec(Place):
 
     @property
     def digest(self) -> str:
-        """8 hex digits that stand for all that is submitted."""
-        fields = dataclasses.asdict(self)
-        del fields["attempt"]
-        text = json.dumps(fields, sort_keys=True)
+        """8 hex digits that stand for all that is submitted.
+
+        Defaults do not count, so that a new field makes no other job.
+        """
+        changed = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+            and field.name != "attempt"
+        }
+        text = json.dumps(changed, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
