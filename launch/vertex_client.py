@@ -126,5 +126,6 @@ def _translated() -> Iterator[None]:
         ) from error
     except auth_exceptions.GoogleAuthError as error:
         raise platforms.PlatformError(
-            f"The credentials are of no use: {error}"
+            f"The credentials are of no use: {error} `gcloud auth"
+            " application-default login` makes new ones."
         ) from error

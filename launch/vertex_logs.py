@@ -120,7 +120,8 @@ class _Reader:
                 what = str(error)
             except auth_exceptions.GoogleAuthError as error:
                 raise platforms.PlatformError(
-                    f"The credentials are of no use: {error}"
+                    f"The credentials are of no use: {error} `gcloud auth"
+                    " application-default login` makes new ones."
                 ) from error
             if time.monotonic() > deadline_secs:
                 raise platforms.PlatformError(
