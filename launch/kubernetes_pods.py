@@ -11,12 +11,12 @@ CONTAINER = "trainer"
 REPLICATED_JOB = "worker"
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 # Tells from the trainer's heartbeat whether it still runs.
-LIVENESS_COMMAND = ("python3", "-m", "trainer.health")
+LIVENESS_COMMAND = ("/opt/venv/bin/python", "-m", "trainer.health")
 _LIVENESS_PERIOD_SECS = 60
 # The trainer's own watchdog is the first to act, and knows more.
 _LIVENESS_FAILURES = 10
 _LIVENESS_TIMEOUT_SECS = 20
-_USER_ID = 65532  # The image's; its name is not known here.
+_USER_ID = 10001  # As in the Dockerfile.
 _WORKER_PORT = 2222  # As in TensorFlow's examples; pods share no ports.
 _INDEX_VARIABLE = "JOB_COMPLETION_INDEX"
 

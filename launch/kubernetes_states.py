@@ -38,6 +38,7 @@ def job_status(
         resource=f"{obj['kind'].lower()}/{metadata['name']}",
         restarts=restarts,
         attempt=int(attempt) if attempt.isdecimal() else 1,
+        exit_code=_exit_code(pods, state),
     )
 
 
@@ -124,19 +125,37 @@ def _waits_for(pod: dict[str, Any]) -> str:
     return ""
 
 
+def _exit_code(pods: Sequence[dict[str, Any]], state: State) -> int | None:
+    """Returns the code of a failed worker of the last start, if any."""
+    if state is State.SUCCEEDED:
+        return 0
+    if state is State.FAILED:
+        for pod in reversed(pods):
+            if (ended := _termination(pod)) and ended["exitCode"]:
+                return ended["exitCode"]
+    return None
+
+
+def _termination(pod: dict[str, Any]) -> dict[str, Any]:
+    """Returns how a pod's trainer has ended, or {}."""
+    for container in pod.get("status", {}).get("containerStatuses") or []:
+        if ended := container.get("state", {}).get("terminated"):
+            return ended
+    return {}
+
+
 def _last_words(pod: dict[str, Any]) -> str:
     """Returns how a pod has failed and what it said last, or ""."""
     status = pod.get("status", {})
     if status.get("phase") != "Failed":
         return ""
     index = worker_index(pod)
-    for container in status.get("containerStatuses") or []:
-        if ended := container.get("state", {}).get("terminated"):
-            message = (ended.get("message") or "").strip()
-            return (
-                f"worker {index} has ended with exit code"
-                f" {ended['exitCode']}: {message[-_MAX_MESSAGE_CHARS:]}"
-            )
+    if ended := _termination(pod):
+        message = (ended.get("message") or "").strip()
+        return (
+            f"worker {index} has ended with exit code {ended['exitCode']}:"
+            f" {message[-_MAX_MESSAGE_CHARS:]}"
+        )
     return f"worker {index}: {status.get('reason') or 'its machine is gone'}"
 
 

@@ -105,7 +105,7 @@ def test_a_job_waits_runs_and_succeeds(cluster, num_workers):
         cluster.end(name, 0)
     status = _status(name)
     assert status.state is State.SUCCEEDED
-    assert status.restarts == 0
+    assert (status.exit_code, status.restarts) == (0, 0)
     assert kubernetes.submit(_spec(num_workers=num_workers)) == status
 
 
@@ -174,6 +174,7 @@ def test_what_no_restart_helps_fails_at_once_and_says_why(
     assert "PodFailurePolicy" in status.detail
     expected = f"worker {num_workers - 1} has ended with exit code {exit_code}"
     assert f"{expected}: {message}" in status.detail
+    assert status.exit_code == exit_code
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -4,17 +4,15 @@ import copy
 import inspect
 import json
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 
 from launch import kubernetes, kubernetes_manifests
 from launch.job_spec import JobSpec
-from tests import jobset_schema, kubernetes_schema
+from tests import golden_files, jobset_schema, kubernetes_schema
 from trainer import cluster, errors
 
-_GOLDENS = Path(__file__).with_name("goldens")
 _IMAGE = f"registry.example.com/gan-trainer@sha256:{'0' * 64}"
 
 
@@ -80,11 +78,9 @@ def _problem(manifest):
 
 
 @pytest.mark.parametrize("case", _CASES)
-def test_what_is_sent_is_what_was_reviewed(case, monkeypatch):
-    # Else every new flag of the launcher would change all of them.
-    monkeypatch.setattr(JobSpec, "digest", "0123abcd")
+def test_what_is_sent_is_what_was_reviewed(case):
     rendered = kubernetes.render(_spec(**_CASES[case]))
-    assert rendered == (_GOLDENS / f"kubernetes_{case}.yaml").read_text()
+    golden_files.check(f"kubernetes_{case}.yaml", rendered)
 
 
 @pytest.mark.parametrize("case", _CASES)
