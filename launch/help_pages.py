@@ -77,8 +77,8 @@ _VERBS = {
     "submit": """\
 Starts a job, or says how it is if the same one is there already.
 
-usage: python -m launch.main submit --platform=... [--flag=value ...] \
-[-- <trainer's flags>]
+usage: python -m launch.main submit --platform=... [--flag=value ...]
+           [-- <trainer's flags>]
 
 The job's name ends in a digest of all that is submitted, so one job is started
 once, even if an answer is lost. One that has failed or was cancelled is started
@@ -91,8 +91,8 @@ from it.""",
     "render": """\
 Prints exactly what submit would send, and sends nothing.
 
-usage: python -m launch.main render --platform=... [--flag=value ...] \
-[-- <trainer's flags>]
+usage: python -m launch.main render --platform=... [--flag=value ...]
+           [-- <trainer's flags>]
 
 Needs no credentials, no client library and no TensorFlow. local, docker and
 slurm print a script, vertex JSON, kubernetes YAML.""",
@@ -104,8 +104,8 @@ usage: python -m launch.main status <job> --platform=... [--flag=value ...]""",
     "logs": """\
 Prints what a job has written.
 
-usage: python -m launch.main logs <job> --platform=... [--follow] \
-[--flag=value ...]
+usage: python -m launch.main logs <job> --platform=... [--follow]
+           [--flag=value ...]
 
 With --follow it goes on until the job has ended, over lost connections, and
 exits 0 if the job has succeeded, else 1. Ctrl-C leaves the job running.""",
