@@ -90,16 +90,16 @@ def logs(place: Place, name: str, follow: bool) -> Iterator[str]:
 
 def cancel(place: Place, name: str) -> None:
     """Lets a job's trainers save and end; then ends it if need be."""
-    job = _find(name)
-    if job.status.state.is_final:
+    if _find(name).status.state.is_final:
         return
-    slurm_commands.scancel("--state=PENDING", job.number)
+    # By name: if it was submitted twice, the second waits for the first's end.
+    slurm_commands.scancel("--state=PENDING", name)
     # To the trainers, not to the script, which queues nothing again after it.
-    slurm_commands.scancel("--state=RUNNING", "--signal=INT", job.number)
+    slurm_commands.scancel("--state=RUNNING", "--signal=INT", name)
     deadline_secs = time.monotonic() + _CANCEL_GRACE_SECS
     while not _find(name).status.state.is_final:
         if time.monotonic() > deadline_secs:
-            slurm_commands.scancel(job.number)
+            slurm_commands.scancel(name)
             return
         time.sleep(_POLL_SECS)
 
@@ -130,43 +130,26 @@ def _create(spec: JobSpec) -> JobStatus:
 
 
 def _find(name: str) -> _Job:
-    """Returns the newest job of a name."""
+    """Returns the job of a name that runs or will be next; else the newest."""
     jobs = [job for job in _all_jobs() if job.status.name == name]
     if not jobs:
         raise platforms.JobNotFoundError(name, "Slurm")
+    alive = [job for job in jobs if not job.status.state.is_final]
+    if alive:
+        return min(alive, key=lambda job: int(job.number))
     return max(jobs, key=lambda job: int(job.number))
 
 
 def _all_jobs() -> list[_Job]:
     """Returns the user's jobs that have names of ours, each once."""
     jobs = {}
-    codes = {}
-    for number, name, state, code, created, directory in slurm_commands.sacct(
-        _REMEMBERED
-    ):
+    for number, name, *others in slurm_commands.sacct(_REMEMBERED):
         if _NAME.fullmatch(name) and number.isdecimal():
-            jobs[number] = _job(number, name, state, created, directory, code)
-            codes[number] = code
-    for (
-        number,
-        name,
-        state,
-        why,
-        restarts,
-        created,
-        directory,
-    ) in slurm_commands.squeue():
+            jobs[number] = _job(number, name, *others)
+    # What the controller still knows is newer than the accounting.
+    for number, name, *others in slurm_commands.squeue():
         if _NAME.fullmatch(name) and number.isdecimal():
-            jobs[number] = _job(
-                number,
-                name,
-                state,
-                created,
-                directory,
-                codes.get(number, ""),  # Only the accounting knows it.
-                why,
-                restarts,
-            )
+            jobs[number] = _job(number, name, *others)
     return list(jobs.values())
 
 
@@ -174,9 +157,9 @@ def _job(
     number: str,
     name: str,
     state: str,
+    code: str,
     created: str,
     directory: str,
-    code: str,
     reason: str = "",
     restarts: str = "0",
 ) -> _Job:

@@ -36,16 +36,18 @@ def sbatch(script: str) -> str:
 def squeue() -> list[list[str]]:
     """Returns the user's jobs that Slurm's controller knows of.
 
-    Each as number, name, state, reason, restarts, submit time, directory.
+    Each as number, name, state, exit code, submit time, directory, reason,
+    restarts.
     """
     columns = (
         ("JobID", 20),
         ("Name", 200),
         ("State", 20),
-        ("Reason", 200),
-        ("RestartCnt", 10),
+        ("exit_code", 10),
         ("SubmitTime", 30),
         ("WorkDir", 1000),
+        ("Reason", 200),
+        ("RestartCnt", 10),
     )
     output = _ask(
         "squeue",
@@ -54,10 +56,11 @@ def squeue() -> list[list[str]]:
         f"--user={getpass.getuser()}",
         f"--Format={','.join(f'{name}:{size}|' for name, size in columns)}",
     )
-    return [
+    rows = [
         [cell.strip() for cell in line.split("|", len(columns) - 1)]
         for line in output.replace("|\n", "\n").splitlines()
     ]
+    return [[*row[:3], _as_sacct(row[3]), *row[4:]] for row in rows]
 
 
 def sacct(since: str) -> list[list[str]]:
@@ -83,9 +86,17 @@ def sacct(since: str) -> list[list[str]]:
     return [line.split("|", 5) for line in output.splitlines()]
 
 
-def scancel(*arguments: str) -> None:
-    """Signals or cancels jobs."""
-    _ask("scancel", *arguments)
+def _as_sacct(code: str) -> str:
+    """Writes what wait(2) gives as the accounting does: code:signal."""
+    if not code.isdecimal():
+        return code
+    return f"{int(code) >> 8}:{int(code) & 0x7F}"
+
+
+def scancel(*options_and_name: str) -> None:
+    """Signals or cancels the user's jobs of a name, which comes last."""
+    *options, name = options_and_name
+    _ask("scancel", *options, f"--user={getpass.getuser()}", f"--name={name}")
 
 
 def _ask(*command: str) -> str:

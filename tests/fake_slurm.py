@@ -189,6 +189,7 @@ def _squeue(directory, arguments):
             "JobID": number,
             "Name": job["options"]["job-name"],
             "State": job["state"],
+            "exit_code": str(int(job["code"].split(":")[0]) << 8),
             "Reason": "Priority" if job["state"] == "PENDING" else "None",
             "RestartCnt": str(job["restarts"]),
             "SubmitTime": job["time"],
@@ -218,17 +219,21 @@ def _sacct(directory, arguments):
 
 
 def _scancel(directory, arguments):
-    options, (number,) = _parse(arguments, {"state", "signal"})
-    with _state(directory) as state:
-        job = state["jobs"][number]
-        if job["state"] != options.get("state", job["state"]):
-            return
-        if "signal" not in options and job["state"] in _ALIVE:
-            job["state"] = "CANCELLED"
+    options, _ = _parse(arguments, {"state", "signal", "user", "name"})
     chosen = signal.Signals[f"SIG{options.get('signal', 'TERM')}"]
-    for pid in _tasks(directory, number):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), chosen)
+    with _state(directory) as state:
+        for number, job in state["jobs"].items():
+            if (
+                job["options"]["job-name"] != options["name"]
+                or job["state"] != options.get("state", job["state"])
+                or job["state"] not in _ALIVE
+            ):
+                continue
+            if "signal" not in options:
+                job["state"] = "CANCELLED"
+            for pid in _tasks(directory, number):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), chosen)
 
 
 def _scontrol(directory, arguments):

@@ -234,7 +234,7 @@ def test_a_worker_that_ends_late_is_ended(fake):
 def test_a_job_that_somebody_cancels_is_not_queued_again(fake):
     name, number = _submit(fake)
     process = _start(fake, number)
-    slurm_commands.scancel(number)
+    slurm_commands.scancel(name)
     assert fake.wait(number, process) == 143
     assert _state(name) is State.CANCELLED
 
@@ -252,10 +252,12 @@ def test_cancelling_lets_the_trainers_save(fake):
     assert fake.count("scancel") == 2
 
 
-def test_cancelling_what_waits_ends_it_at_once(fake):
+def test_cancelling_what_waits_ends_it_at_once_and_its_doubles(fake):
     name, _ = _submit(fake)
+    slurm_commands.sbatch(slurm.render(_spec()).replace(_spec().job_name, name))
     slurm.cancel(_PLACE, name)
-    assert _state(name) is State.CANCELLED
+    states = [job["state"] for job in fake.jobs().values()]
+    assert states == ["CANCELLED", "CANCELLED"]
 
 
 def test_cancelling_what_does_not_end_forces_it(fake, monkeypatch):
@@ -314,8 +316,9 @@ def test_without_accounting_slurm_tells_of_what_it_remembers(fake):
     fake.fail("sacct", "Slurm accounting storage is disabled", times=1000)
     name, number = _submit(fake)
     assert _state(name) is State.QUEUED
-    assert _run(fake, number, {"0": 0}) == 0
-    assert _state(name) is State.SUCCEEDED
+    assert _run(fake, number, {"0": 3}) == 3
+    status = slurm.status(_PLACE, name)
+    assert (status.state, status.exit_code) == (State.FAILED, 3)
 
 
 def test_the_list_has_our_jobs_the_newest_first(fake):
