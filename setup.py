@@ -42,9 +42,12 @@ setuptools.setup(
     extras_require={
         # TensorFlow's own CUDA libraries, for machines with NVIDIA GPUs.
         "cuda": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        # To submit to Vertex AI; to look at what would be sent needs none.
+        "vertex": ["google-cloud-aiplatform>=2.0,<3"],
         # To submit to Kubernetes; to look at what would be sent needs none.
         "kubernetes": ["kubernetes>=34,<38"],
         "dev": [
+            "google-cloud-aiplatform>=2.0,<3",
             "kubernetes>=34,<38",
             "kubernetes-validate>=1.34,<2",
             "mypy>=1.15,<3",

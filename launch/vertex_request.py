@@ -94,7 +94,7 @@ def custom_job(spec: JobSpec) -> dict[str, Any]:
         job_spec["network"] = spec.network
     if spec.tensorboard:
         job_spec["tensorboard"] = spec.tensorboard
-        # Where Vertex AI looks for the events to show.
+        # It shows the events in `logs` there, where the trainer then writes.
         job_spec["baseOutputDirectory"] = {"outputUriPrefix": spec.workdir}
     return {
         "displayName": spec.job_name,

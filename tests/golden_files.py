@@ -1,7 +1,7 @@
 """Texts that must stay as they are until somebody looks at the difference.
 
 To write what the code makes now, for `git diff` to show:
-`UPDATE_GOLDENS=1 python -m pytest tests/test_render.py`.
+`GOLDENS=write python -m pytest tests/test_render.py`.
 """
 
 import os
@@ -13,6 +13,6 @@ _DIRECTORY = pathlib.Path(__file__).with_name("goldens")
 def check(name: str, text: str) -> None:
     """Fails unless the file `name` holds this text."""
     path = _DIRECTORY / name
-    if os.environ.get("UPDATE_GOLDENS"):
+    if os.environ.get("GOLDENS") == "write":
         path.write_text(text)
-    assert text == path.read_text(), f"see UPDATE_GOLDENS in {__file__}"
+    assert text == path.read_text(), f"see GOLDENS=write in {__file__}"

@@ -349,7 +349,7 @@ def test_a_bucket_that_permits_no_deletion_is_an_error_at_the_start(
     fake, make_machine
 ):
     fake.fail("DELETE", "checkpoints", "status", 403, times=99)
-    with pytest.raises(errors.StorageError, match="objectAdmin"):
+    with pytest.raises(errors.StorageError, match="objectUser"):
         make_machine("a1").start()
 
 
@@ -473,7 +473,7 @@ def test_a_failure_is_logged_once(fake, make_machine, caplog):
     wait_until(lambda: machine.mirror.num_failed >= 3)
     lines = [r for r in caplog.records if "the training goes on" in r.message]
     assert len(lines) == 1
-    assert "objectAdmin" in lines[0].message
+    assert "objectUser" in lines[0].message
 
 
 def test_a_defect_of_ours_ends_nothing(fake, make_machine, monkeypatch):

@@ -54,7 +54,7 @@ def test_the_readme_names_only_flags_that_exist() -> None:
     known = {field.name for field in dataclasses.fields(config.Config)}
     known |= {"flagfile", "help", "logdir"}
     known |= {field.name for field in dataclasses.fields(job_spec.JobSpec)}
-    known |= {"follow"}  # Of the launcher.
+    known |= {"follow", "json"}  # Of the launcher.
     known |= {"ntasks", "gpus", "signal"}  # Those of Slurm.
     for name in ("README.md", "trainer/recipes/mnist.flags"):
         used = set(re.findall(r"(?<![\w-])--([a-z_]+)", _read(name)))

@@ -317,7 +317,7 @@ def test_a_refusal_is_final_and_says_what_is_needed(
     assert caught.value.exit_code == 6
     assert f"{status} by the fault script" in message
     assert f"gs://{NAME}/runs/a" in message
-    assert "roles/storage.objectAdmin" in message
+    assert "roles/storage.objectUser" in message
     assert "secret" not in message
     # The client library itself asks for a new token after a 401, twice.
     assert fake.count(method, pattern) <= (3 if status == 401 else 1)

@@ -227,7 +227,7 @@ def test_a_delete_that_fails_anywhere_leaves_none_or_a_good_one(store, fake):
             put(store)
         fake.clear()
         fault = fake.fail("ANY", "/o", "status", 403, times=10**6, skip=index)
-        with pytest.raises(errors.StorageError, match="objectAdmin"):
+        with pytest.raises(errors.StorageError, match="objectUser"):
             store.delete(STEP)
         assert fault.times < 10**6
         fake.clear()

@@ -191,7 +191,7 @@ def _remedy(error: BaseException) -> str:
     if isinstance(error, api.Unauthorized | api.Forbidden):
         return (
             "The account of the Application Default Credentials needs "
-            "roles/storage.objectAdmin on the bucket: grant it with `gcloud "
+            "roles/storage.objectUser on the bucket: grant it with `gcloud "
             "storage buckets add-iam-policy-binding`, or use another account."
         )
     if isinstance(error, api.NotFound):
