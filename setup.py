@@ -48,8 +48,9 @@ setuptools.setup(
         "kubernetes": ["kubernetes>=34,<38"],
         "dev": [
             "google-cloud-aiplatform>=2.0,<3",
+            "jsonschema>=4.20,<5",
             "kubernetes>=34,<38",
-            "kubernetes-validate>=1.34,<2",
+            "kubernetes-validate>=1.37,<2",
             "mypy>=1.15,<3",
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",

@@ -286,7 +286,8 @@ class JobSpec(Place):
     timeout_secs: int | None = _flag(
         _TIME,
         None,
-        "End the job after so long.",
+        "End the job after so long; slurm: each start of it, after which it is"
+        " queued again.",
         "seconds",
         minimum=60,
         default_text="7 days on vertex, the partition's on slurm, else never",
