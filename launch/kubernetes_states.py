@@ -156,7 +156,7 @@ def _last_words(pod: dict[str, Any]) -> str:
             f"worker {index} has ended with exit code {ended['exitCode']}:"
             f" {message[-_MAX_MESSAGE_CHARS:]}"
         )
-    return f"worker {index}: {status.get('reason') or 'its machine is gone'}"
+    return f"worker {index}: {status.get('reason') or 'ended by the cluster'}"
 
 
 def worker_index(pod: dict[str, Any]) -> int:
