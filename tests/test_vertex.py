@@ -337,7 +337,7 @@ def test_following_loses_no_line_and_says_none_twice(
         elif looks == 8:
             # What it says last comes when it has ended.
             vertex.set_state(state)
-        elif looks == 10:
+        elif looks == 12:
             vertex.log("2030-01-01T00:02:04Z", "last")
 
     vertex.on_request = on_request
