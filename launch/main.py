@@ -1,7 +1,7 @@
 """Submits the trainer to a platform: `python -m launch.main submit ...`.
 
 This module turns the command line into a `JobSpec`, calls the platform's module
-and prints what comes back. `launch_help.py` has what `--help` says.
+and prints what comes back. `help_pages.py` has what `--help` says.
 """
 
 import contextlib

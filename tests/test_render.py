@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 
+import absl
 import pytest
+import yaml
 from google.cloud.aiplatform_v1 import types
 
 from launch import main
@@ -155,12 +157,19 @@ def test_what_a_platform_cannot_do_is_refused(
 def test_render_needs_no_client_credentials_or_tensorflow(
     tmp_path: pathlib.Path,
 ) -> None:
-    """In a Python that has absl-py and this package, and nothing else."""
-    import absl
-
-    shutil.copytree(pathlib.Path(absl.__file__).parent, tmp_path / "absl")
+    """In a Python with absl-py, PyYAML and this package, and nothing else."""
+    for package in (absl, yaml):
+        path = pathlib.Path(package.__file__).parent
+        shutil.copytree(path, tmp_path / path.name)
     code = "import sys; from launch import main; sys.exit(main.main(sys.argv))"
-    for flags in (_CASES["vertex_1_gpu.json"], _CASES["docker_1_gpu.sh"]):
+    cluster = ("--workdir=gs://bucket/runs/first", _IMAGE)
+    for flags in (
+        _CASES["vertex_1_gpu.json"],
+        _CASES["docker_1_gpu.sh"],
+        _CASES["local_2_workers.sh"],
+        ("--platform=kubernetes", *cluster),
+        ("--platform=slurm", *cluster),
+    ):
         finished = subprocess.run(
             # -S: without the packages of this environment.
             [sys.executable, "-S", "-c", code, "render", *flags, "--"]
