@@ -15,6 +15,7 @@ _INSTALL_REQUIRES = [
     "keras>=3.12.4,<3.16",
     "numpy>=1.26,<3",
     "pillow>=11,<14",
+    "pyyaml>=6,<7",
     "requests>=2.31,<3",
     "scikit-learn>=1.5,<2",
     # TensorFlow no longer brings it.
@@ -41,12 +42,21 @@ setuptools.setup(
     extras_require={
         # TensorFlow's own CUDA libraries, for machines with NVIDIA GPUs.
         "cuda": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        # To submit to Vertex AI; to look at what would be sent needs none.
+        "vertex": ["google-cloud-aiplatform>=2.0,<3"],
+        # To submit to Kubernetes; to look at what would be sent needs none.
+        "kubernetes": ["kubernetes>=34,<38"],
         "dev": [
+            "google-cloud-aiplatform>=2.0,<3",
+            "jsonschema>=4.20,<5",
+            "kubernetes>=34,<38",
+            "kubernetes-validate>=1.37,<2",
             "mypy>=1.15,<3",
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.9,<0.18",
+            "types-PyYAML",
             "types-requests",
         ],
     },

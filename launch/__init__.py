@@ -1,1 +1,1 @@
-"""Starts the trainer: as several processes that train together."""
+"""Starts the trainer: on this machine, in Docker or on rented machines."""

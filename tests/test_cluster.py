@@ -63,11 +63,26 @@ def test_the_chief_of_tf_config_comes_first(task_type, index, own):
     assert found == Cluster(("z:3", "a:1", "b:2"), own)
 
 
-def test_what_platforms_add_to_tf_config_is_ignored():
-    environ = _tf_config(
-        {"chief": ["a:1"]}, "chief", 0, environment="cloud", job="{}"
+def test_what_vertex_ai_adds_to_tf_config_is_ignored():
+    # Its first worker pool is the chief, and every task has an id of its own.
+    environ = json.dumps(
+        {
+            "cluster": {
+                "chief": ["cmle-training-workerpool0-1a2b-0:2222"],
+                "worker": ["cmle-training-workerpool1-1a2b-0:2222"],
+            },
+            "environment": "cloud",
+            "task": {"type": "worker", "index": 0, "trial": "", "cloud": "x"},
+            "job": "{}",
+        }
     )
-    assert cluster.from_environment(environ) == Cluster(("a:1",), 0)
+    assert cluster.from_environment({"TF_CONFIG": environ}) == Cluster(
+        (
+            "cmle-training-workerpool0-1a2b-0:2222",
+            "cmle-training-workerpool1-1a2b-0:2222",
+        ),
+        1,
+    )
 
 
 def test_tf_config_wins_over_slurm():
@@ -311,5 +326,6 @@ def test_without_a_cluster_the_message_tells_how_to_get_one(environ):
     assert found == Cluster(("host0:2222", "host1:2222"), 0)
     assert "`srun`" in message
     assert (
-        "`python -m launch.local_workers --num_workers=2 -- <flags>`" in message
+        "`python -m launch.main submit --platform=local --num_workers=2`"
+        in message
     )

@@ -46,7 +46,13 @@ def test_one_device_is_one_replica():
         assert strategy.num_replicas_in_sync == 1
 
 
-def test_mirrored_is_a_replica_on_each_device():
+@pytest.mark.parametrize(
+    "tf_config",
+    # Vertex AI sets it for a single machine, too.
+    ["", '{"cluster": {"chief": ["a:1"]}, "task": {"type": "chief"}}'],
+)
+def test_mirrored_is_a_replica_on_each_device(monkeypatch, tf_config):
+    monkeypatch.setenv("TF_CONFIG", tf_config or "{}")
     # `conftest.py` makes four.
     for num_logical_cpus, num_replicas in ((0, 4), (1, 1), (2, 2), (3, 3)):
         strategy = distribution.make_strategy(

@@ -14,7 +14,10 @@ import pytest
 from tests import runs
 from tests.processes import ROOT, TIMEOUT_SECS, Command
 
-_LAUNCHER = ("launch.local_workers", "--num_workers=2", "--")
+_LAUNCHER = (
+    *("launch.main", "submit", "--platform=local", "--num_workers=2"),
+    "--",
+)
 # The real networks: 14 steps an epoch, a checkpoint each.
 _TRAIN = (
     "--batch_size=128",
@@ -98,10 +101,17 @@ def test_stopped_and_lost_workers_end_in_the_same_weights(
     assert "Going on after step 14" in command.stderr
     runs.assert_same(workdir, undisturbed)
 
+    # A signal to the launcher stops both, too.
+    command = _start(workdir, "--epochs=3")
+    command.wait_for_records(30)
+    command.send(signal.SIGTERM)
+    assert command.finish() == 143, command.stderr
+    assert 30 <= runs.newest_step(workdir) < 42
+
     # And any other number of workers may go on with it.
     command = Command(workdir, *_TRAIN, "--epochs=3")
     assert command.finish() == 0, command.stderr
-    assert "Going on after step 28" in command.stderr
+    assert "Going on after step " in command.stderr
     assert runs.newest_step(workdir) == 42
 
 
@@ -169,5 +179,5 @@ def test_without_a_cluster_there_is_a_remedy(
     monkeypatch.delenv("TF_CONFIG", raising=False)
     command = Command(tmp_path / "run", "--strategy=multi_worker")
     assert command.finish() == 2, command.stderr
-    for text in ("TF_CONFIG", "srun", "launch.local_workers"):
+    for text in ("TF_CONFIG", "srun", "launch.main"):
         assert text in command.stderr

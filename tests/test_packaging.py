@@ -8,6 +8,7 @@ import runpy
 import pytest
 import setuptools
 
+from launch import job_spec
 from trainer import config, errors
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -52,7 +53,8 @@ def test_ci_runs_the_readmes_test_command() -> None:
 def test_the_readme_names_only_flags_that_exist() -> None:
     known = {field.name for field in dataclasses.fields(config.Config)}
     known |= {"flagfile", "help", "logdir"}
-    known |= {"num_workers", "gpus_per_worker"}  # The launcher's.
+    known |= {field.name for field in dataclasses.fields(job_spec.JobSpec)}
+    known |= {"follow", "json"}  # Of the launcher.
     known |= {"ntasks", "gpus", "signal"}  # Those of Slurm.
     for name in ("README.md", "trainer/recipes/mnist.flags"):
         used = set(re.findall(r"(?<![\w-])--([a-z_]+)", _read(name)))

@@ -145,6 +145,24 @@ def test_remains_of_a_run_without_its_config_are_refused(workdir, name):
     assert contents(workdir) == {}
 
 
+@pytest.mark.parametrize(
+    ("wanted", "name"),
+    [
+        (None, "events"),
+        ("gs://bucket/runs/one/logs/", "logs"),
+        ("gs://bucket/runs/one/logs", "logs"),
+    ],
+)
+def test_events_are_where_vertex_ai_looks_for_them(
+    workdir, monkeypatch, wanted, name
+):
+    monkeypatch.delenv("AIP_TENSORBOARD_LOG_DIR", raising=False)
+    if wanted:
+        monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", wanted)
+    run = run_directory.RunDirectory(workdir)
+    assert run.events == workdir / name
+
+
 def test_a_directory_with_other_things_is_accepted(workdir):
     workdir.mkdir(parents=True)
     (workdir / "notes.txt").write_text("mine")

@@ -74,9 +74,9 @@ def from_environment(environ: Mapping[str, str]) -> Cluster:
     raise errors.UsageError(
         "--strategy=multi_worker, but nothing says who the workers are. Set"
         f" TF_CONFIG for each, as in\n  TF_CONFIG='{_EXAMPLE}'\nor start them"
-        " with Slurm's `srun`, which sets what is needed. For a trial on this"
-        " machine, `python -m launch.local_workers --num_workers=2 -- <flags>`"
-        " starts several."
+        " with Slurm's `srun`, which sets what is needed. `python -m"
+        " launch.main submit --platform=local --num_workers=2` starts several"
+        " on this machine, and on clusters with another --platform."
     )
 
 

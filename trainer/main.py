@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
 from absl import logging as absl_logging
 
 from trainer import config, errors, options
@@ -27,9 +26,9 @@ examples:
       The same on two replicas, without a GPU.
   python -m trainer.main --flagfile={recipes}/mnist.flags --epochs=5
       A recipe, and flags after it that override its own.
-  python -m launch.local_workers --num_workers=2 -- --dataset=digits
-      Two processes that train together; on a cluster, TF_CONFIG or Slurm tells
-      each of them its place, and --strategy=multi_worker is to be given.
+  python -m launch.main submit --platform=local --num_workers=2 -- --epochs=5
+      Two processes that train together. `python -m launch.main --help` says how
+      to submit the same to Docker and to cloud GPUs.
 
 {flags}
 
@@ -84,23 +83,12 @@ def _print_help() -> None:
 
 
 def _read_command_line(argv: Sequence[str]) -> config.Config:
-    # A set of our own: absl's holds the flags of every imported library too,
-    # and can be parsed only once in a process.
-    flag_values = flags.FlagValues()
-    options.define_flags(config.Config, flag_values)
-    try:
-        leftover = flag_values(argv)[1:]
-    except (flags.Error, ValueError) as error:
-        raise errors.UsageError(
-            f"{error}\n`python -m trainer.main --help` lists the flags; recipes"
-            f" for --flagfile are in {_recipes()}"
-        ) from error
-    if leftover:
-        raise errors.UsageError(
-            f"{leftover[0]!r} is not a flag, and only flags are understood:"
-            " --name=value, or --name and --noname for what is true or false."
-            " `python -m trainer.main --help` lists them."
-        )
+    flag_values = options.parse(
+        [config.Config],
+        argv,
+        "`python -m trainer.main --help` lists the flags; recipes for"
+        f" --flagfile are in {_recipes()}",
+    )
     values = options.values_from_flags(config.Config, flag_values)
     unresolved = config.Config(**values)
     unresolved.validate()

@@ -8,7 +8,7 @@ import json
 import math
 import textwrap
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -58,9 +58,10 @@ def declare(
 
 
 def fields(config_type: type) -> Iterator[tuple[dataclasses.Field, Option]]:
-    """Yields the fields of `config_type`, each with its option."""
+    """Yields the fields of `config_type` that are flags, with their options."""
     for field in dataclasses.fields(config_type):
-        yield field, field.metadata["option"]
+        if "option" in field.metadata:
+            yield field, field.metadata["option"]
 
 
 def check_values(config_type: type, values: Mapping[str, Any]) -> None:
@@ -76,25 +77,71 @@ def define_flags(
 ) -> None:
     """Defines one flag in `flag_values` for each field of `config_type`."""
     for field, option in fields(config_type):
-        flag = flags.Flag(
-            _Parser(field, option),
-            None,
-            field.name,
-            field.default,
-            option.help,
-            boolean=_kind(field) is bool,
+        parser = _Parser(field, option)
+        names = (None, field.name, field.default, option.help)
+        flag = (
+            flags.MultiFlag(parser, *names)
+            if _is_repeated(field)
+            else flags.Flag(parser, *names, boolean=_kind(field) is bool)
         )
         flags.DEFINE_flag(flag, flag_values)
+
+
+def parse(
+    config_types: Sequence[type], argv: Sequence[str], hint: str
+) -> flags.FlagValues:
+    """Reads a command line, program name first, of nothing but flags.
+
+    The flags are the fields of all `config_types`.
+
+    Raises:
+        UsageError: A flag or a value is not legal; the message ends in `hint`.
+    """
+    # A set of our own: absl's holds the flags of every imported library too,
+    # and can be parsed only once in a process.
+    flag_values = flags.FlagValues()
+    for config_type in config_types:
+        define_flags(config_type, flag_values)
+    try:
+        leftover = flag_values(argv)[1:]
+    except (flags.Error, ValueError) as error:
+        raise errors.UsageError(f"{error}\n{hint}") from error
+    if leftover:
+        raise errors.UsageError(
+            f"{leftover[0]!r} is not a flag, and only flags are understood:"
+            f" --name=value, or --name and --noname for what is true or false."
+            f" {hint}"
+        )
+    return flag_values
 
 
 def values_from_flags(
     config_type: type, flag_values: flags.FlagValues
 ) -> dict[str, Any]:
     """Returns the value of every field's flag, by name."""
-    return {
-        field.name: flag_values[field.name].value
-        for field, _ in fields(config_type)
-    }
+    values = {}
+    for field, _ in fields(config_type):
+        value: Any = flag_values[field.name].value
+        values[field.name] = tuple(value) if _is_repeated(field) else value
+    return values
+
+
+def given_flags(config_type: type, flag_values: flags.FlagValues) -> list[str]:
+    """Returns the flags that were given, in the order of the fields.
+
+    They say the same on another machine, where no --flagfile is.
+    """
+    given = []
+    for field, _ in fields(config_type):
+        flag: Any = flag_values[field.name]
+        values = flag.value if _is_repeated(field) else [flag.value]
+        if not flag.present:
+            continue
+        if _kind(field) is bool:
+            given.append(f"--{'' if flag.value else 'no'}{field.name}")
+        else:
+            given += [f"--{field.name}={value}" for value in values]
+    return given
 
 
 def values_from_json(
@@ -176,7 +223,14 @@ def _kind(field: dataclasses.Field) -> type:
     return alternatives[0] if alternatives else typing.cast(type, field.type)
 
 
+def _is_repeated(field: dataclasses.Field) -> bool:
+    """Whether the flag may be given several times."""
+    return typing.get_origin(field.type) is tuple
+
+
 def _obeys(field: dataclasses.Field, option: Option, value: Any) -> bool:
+    if isinstance(value, tuple) and _is_repeated(field):
+        return all(_obeys(field, option, item) for item in value)
     if value is None:
         return field.default is None
     kind = _kind(field)
@@ -221,6 +275,8 @@ def _illegal(
 def _default_text(field: dataclasses.Field, option: Option) -> str:
     if option.default_text:
         return option.default_text
+    if field.default in (None, ()):
+        return "none"
     if _kind(field) is bool:
         return str(field.default).lower()
     return str(field.default)

@@ -50,7 +50,10 @@ class RunDirectory:
     @property
     def events(self) -> Path:
         """TensorBoard's directory."""
-        return self.root / "events"
+        # Vertex AI shows what is in `logs` of a job's output directory, which
+        # launch/ makes the run directory, and says so in this variable.
+        wanted = os.environ.get("AIP_TENSORBOARD_LOG_DIR", "").rstrip("/")
+        return self.root / (wanted.rpartition("/")[2] or "events")
 
     @property
     def samples(self) -> Path:

@@ -1,7 +1,5 @@
-"""The launcher on this machine, with small Python programs as workers."""
+"""Workers that are small Python programs, and end together."""
 
-import glob
-import json
 import os
 import pty
 import signal
@@ -13,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import local_workers, processes
+from launch import processes
 from trainer import errors
 
-_ROOT = Path(local_workers.__file__).parent.parent
+_ROOT = Path(processes.__file__).parent.parent
 _TIMEOUT_SECS = 60
 # Waits that shall never be over outlast the test, but not by much.
 _WORKER = """
@@ -40,7 +38,7 @@ def say(text):
 """
 _LAUNCHER = """
 import os, sys
-from launch import local_workers, processes
+from launch import processes
 
 for name, value in {constants!r}.items():
     setattr(processes, name, value)
@@ -401,154 +399,3 @@ def test_worker_0_has_the_screen_and_lines_replace_its_bar(start):
         )
     finally:
         os.close(screen)
-
-
-def test_each_worker_knows_all_addresses_and_its_own_place():
-    environments = local_workers.worker_environments({"HOME": "/home"}, 3, 0)
-    configs = [json.loads(each.pop("TF_CONFIG")) for each in environments]
-    assert environments == [{"HOME": "/home"}] * 3
-    addresses = configs[0]["cluster"]["worker"]
-    assert len(set(addresses)) == 3
-    for index, config in enumerate(configs):
-        assert config == {
-            "cluster": {"worker": addresses},
-            "task": {"type": "worker", "index": index},
-        }
-    for address in addresses:
-        host, port = address.split(":")
-        assert host == "localhost"
-        assert 1024 <= int(port) < 65536
-
-
-@pytest.mark.parametrize(
-    ("visible", "gpus_per_worker", "expected"),
-    [
-        (None, 0, [None, None]),
-        ("3", 0, ["3", "3"]),
-        (None, 1, ["0", "1"]),
-        (None, 2, ["0,1", "2,3"]),
-        ("7,5", 1, ["7", "5"]),
-        ("GPU-a, GPU-b,6,4,2", 2, ["GPU-a,GPU-b", "6,4"]),
-    ],
-)
-def test_workers_get_gpus_of_their_own(visible, gpus_per_worker, expected):
-    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    environments = local_workers.worker_environments(
-        environ, 2, gpus_per_worker
-    )
-    gpus = [each.get("CUDA_VISIBLE_DEVICES") for each in environments]
-    assert gpus == expected
-
-
-def test_workers_that_would_share_a_gpu_are_refused(monkeypatch):
-    monkeypatch.setattr(glob, "glob", lambda pattern: ["/dev/nvidia0"])
-    for environ in ({}, {"CUDA_VISIBLE_DEVICES": "0,1"}):
-        with pytest.raises(errors.UsageError, match="--gpus_per_worker"):
-            local_workers.worker_environments(environ, 2, 0)
-        local_workers.worker_environments(environ, 1, 0)
-        local_workers.worker_environments(environ, 2, 1)
-    for hidden in ("", "-1"):
-        environ = {"CUDA_VISIBLE_DEVICES": hidden}
-        local_workers.worker_environments(environ, 2, 0)
-
-
-@pytest.mark.parametrize("visible", ["", "0,1,2"])
-def test_too_few_gpus_are_refused(monkeypatch, capsys, visible):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    code = local_workers.main(["local_workers", "--gpus_per_worker=2"])
-    assert code == 2
-    err = capsys.readouterr().err
-    assert err.startswith(
-        "error: --num_workers=2 --gpus_per_worker=2 needs 4 GPUs, but"
-        f" CUDA_VISIBLE_DEVICES={visible!r} names"
-    )
-
-
-@pytest.mark.parametrize(
-    "trainers",
-    [
-        [],
-        ["--dataset=mnist", "--no_such_flag", "--help"],
-        ["--strategy=multi_worker", "--epochs=2"],
-    ],
-)
-def test_workers_run_the_trainer_with_the_flags_after_the_dashes(
-    monkeypatch, trainers
-):
-    calls = []
-
-    def run_workers(command, environments, grace_secs):
-        calls.append((command, len(environments), grace_secs))
-        return 7
-
-    monkeypatch.setattr(processes, "run_workers", run_workers)
-    own = ["--num_workers=3", "--grace_secs", "9"]
-    assert local_workers.main(["local_workers", *own, "--", *trainers]) == 7
-    command = [sys.executable, "-m", "trainer.main"]
-    assert calls == [([*command, "--strategy=multi_worker", *trainers], 3, 9)]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "value"),
-    [
-        (["--num_workers=0"], "--num_workers=0"),
-        (["--num_workers=two"], "--num_workers=two"),
-        (["--gpus_per_worker=-1"], "--gpus_per_worker=-1"),
-        (["--grace_secs=nan"], "--grace_secs=nan"),
-        (["--dataset=mnist"], "'dataset'"),
-        (["mnist"], "'mnist'"),
-        (["--", "--strategy=mirrored"], "--strategy=mirrored"),
-        (["--", "--epochs", "2", "--strategy", "none"], "--strategy=none"),
-        (["--", "--flagfile=mirrored.flags"], "--strategy=mirrored"),
-        (["--", "--flagfile=nowhere.flags"], "nowhere.flags"),
-    ],
-)
-def test_misuse_is_told_with_its_remedy(
-    monkeypatch, capsys, tmp_path, arguments, value
-):
-    monkeypatch.chdir(tmp_path)
-    Path("mirrored.flags").write_text("--strategy=mirrored\n")
-    assert local_workers.main(["local_workers", *arguments]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert value in err
-    assert "flags go after `--`, without --strategy" in err
-
-
-def test_help_lists_the_flags(capsys):
-    assert local_workers.main(["local_workers", "--help", "--", "-x"]) == 0
-    out, err = capsys.readouterr()
-    for flag in ("num_workers", "gpus_per_worker", "grace_secs"):
-        assert f"\n  --{flag}=<" in out
-    assert err == ""
-
-
-def test_the_command_starts_trainers_and_returns_their_code():
-    finished = subprocess.run(
-        [sys.executable, "-m", "launch.local_workers", "--", "--no_such=1"],
-        cwd=_ROOT,
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_SECS,
-    )
-    assert finished.returncode == 2
-    error = "error: Unknown command line flag 'no_such'"
-    assert finished.stderr.count(error) == 2
-    assert finished.stderr.count(f"[worker 1] {error}") == 1
-
-
-def test_the_launcher_needs_nothing_of_the_trainer_but_its_errors():
-    code = """
-        import sys, launch.local_workers
-        print([name for name in sys.modules if name.startswith("trainer.")])
-        print("tensorflow" in sys.modules)
-    """
-    finished = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=_ROOT,
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_SECS,
-    )
-    assert finished.stdout == "['trainer.errors']\nFalse\n"

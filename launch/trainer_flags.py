@@ -1,0 +1,95 @@
+"""The trainer's flags, which stand after `--`: checked before anything is paid.
+
+They are parsed and validated as `trainer.main` does, without TensorFlow.
+"""
+
+from collections.abc import Sequence
+
+from launch import accelerators
+from launch.job_spec import JobSpec
+from trainer import config, errors, options
+
+_HINT = "`python -m trainer.main --help` lists the flags that may follow `--`."
+
+
+def read(
+    arguments: Sequence[str], *, workdir: str | None, num_workers: int
+) -> tuple[str | None, tuple[str, ...]]:
+    """Returns the run's directory and the other flags, for a `JobSpec`.
+
+    Those of a --flagfile are among them, since another machine may not have the
+    file; --strategy is not, where it follows from the number of workers.
+
+    Args:
+        arguments: What stands after `--`.
+        workdir: What was given before it.
+        num_workers: How many workers train together.
+
+    Raises:
+        UsageError: a flag is not legal, or is the launcher's to give.
+    """
+    values = options.parse([config.Config], ["trainer", *arguments], _HINT)
+    own_workdir = values["workdir"].value
+    if workdir and own_workdir and workdir != own_workdir:
+        raise errors.UsageError(
+            f"--workdir={workdir} before `--` is not --workdir={own_workdir}"
+            " after it. Leave one out."
+        )
+    several = values["strategy"].value == "multi_worker"
+    if num_workers > 1 and values["strategy"].present and not several:
+        raise errors.UsageError(
+            f"--strategy={values['strategy'].value} does not go with"
+            f" --num_workers={num_workers}, which means multi_worker. Leave"
+            " --strategy out."
+        )
+    if num_workers == 1 and several:
+        raise errors.UsageError(
+            "--strategy=multi_worker after `--` needs several workers. Say how"
+            " many with --num_workers before it, and leave --strategy out."
+        )
+    given = options.given_flags(config.Config, values)
+    leave_out = ("--workdir=", "--strategy=multi_worker")
+    return workdir or own_workdir, tuple(
+        flag for flag in given if not flag.startswith(leave_out)
+    )
+
+
+def check(spec: JobSpec) -> None:
+    """Checks all arguments of the trainer together.
+
+    Raises:
+        UsageError: the message says the value, the rule and the remedy.
+    """
+    values = options.parse(
+        [config.Config], ["trainer", *spec.trainer_args], _HINT
+    )
+    settings = config.Config(**options.values_from_flags(config.Config, values))
+    settings.validate()
+    if settings.strategy == "one_device":
+        return
+    gpus = _gpus_of_a_worker(spec)
+    replicas = spec.num_workers * max(gpus, settings.num_logical_cpus, 1)
+    parts = replicas * settings.gradient_accumulation_steps
+    if remainder := settings.global_batch_size % parts:
+        below = settings.global_batch_size - remainder
+        nearest = [str(size) for size in (below, below + parts) if size]
+        raise errors.UsageError(
+            f"--batch_size={settings.global_batch_size} does not divide by"
+            f" {parts}, of --num_workers={spec.num_workers} with {gpus} GPUs"
+            f" each and --gradient_accumulation_steps="
+            f"{settings.gradient_accumulation_steps}: {remainder} would be left"
+            " over, and all shares are equal. Nearest:"
+            f" --batch_size={' or '.join(nearest)}."
+        )
+
+
+def _gpus_of_a_worker(spec: JobSpec) -> int:
+    if spec.num_accelerators is not None or not spec.machine:
+        return spec.num_accelerators or int(spec.accelerator is not None)
+    return accelerators.choose(
+        spec.accelerator,
+        None,
+        spec.machine,
+        spot=True,  # Whether it is does not change the count.
+        unchecked=spec.unchecked_machine,
+    ).count

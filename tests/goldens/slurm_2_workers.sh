@@ -1,0 +1,58 @@
+#!/bin/bash
+#SBATCH --job-name=train-deaa4e95
+#SBATCH --dependency=singleton
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=a100:4
+#SBATCH --signal=TERM@60
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+
+# Else it would hide what srun says of who the workers are.
+unset TF_CONFIG
+mkdir -p /data/runs/first
+
+# What Slurm sends before the end goes to the steps, so to the trainers. If it
+# reaches this shell as well, that must still see how they have ended.
+trap : TERM
+
+# The others may end by themselves when one has: the chief may still be saving.
+srun \
+  --kill-on-bad-exit=0 \
+  --wait=60 \
+  --distribution=block \
+  apptainer exec --nv --bind=/data/runs/first --bind=/data/mnist /images/gan-trainer.sif /opt/venv/bin/python -m trainer.main \
+  --strategy=multi_worker \
+  --dataset=mnist \
+  --data_dir=/data/mnist \
+  --workdir=/data/runs/first
+code=$?
+
+queue_again() {
+  local state
+  for _ in 1 2 3 4 5; do
+    state=$(squeue --noheader --states=all --jobs="$SLURM_JOB_ID" \
+      --format=%T) && break
+    sleep 10
+  done
+  # It is not running if it was cancelled, or if Slurm queues it by itself.
+  if [ "$state" = RUNNING ]; then
+    echo "The trainer has exited with $code; the job is queued again."
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+}
+
+counter="train-deaa4e95-$SLURM_JOB_ID.restarts"
+case $code in
+  143)
+    queue_again
+    ;;
+  134 | 135 | 136 | 139 | 142)
+    restarts=$(cat "$counter" 2>/dev/null || echo 0)
+    if [ "$restarts" -lt 10 ]; then
+      echo $((restarts + 1)) >"$counter" && queue_again
+    fi
+    ;;
+esac
+exit $code

@@ -1,0 +1,229 @@
+"""What a job is, what it is called, and what it may not hold."""
+
+import dataclasses
+import random
+import string
+
+import pytest
+
+from launch import job_spec, platforms, secret_values
+from launch.job_spec import JobSpec
+from launch.platforms import AnswerLostError, JobStatus, State
+from trainer import errors, options
+
+_DIGEST = f"r/i@sha256:{'0' * 64}"
+
+
+def _spec(**fields):
+    spec = JobSpec(**({"platform": "vertex"} | fields))
+    spec.validate()
+    return spec
+
+
+def test_equal_jobs_have_one_name_and_others_another():
+    spec = _spec(image="i", trainer_flags=("--epochs=2",))
+    assert (
+        spec.job_name
+        == _spec(image="i", trainer_flags=("--epochs=2",)).job_name
+    )
+    assert spec.job_name == f"train-{spec.digest}"
+    others = [
+        dataclasses.replace(spec, **{name: value})
+        for name, value in {
+            "image": "j",
+            "trainer_flags": ("--epochs=3",),
+            "env": ("A=b",),
+            "num_workers": 2,
+            "spot": True,
+            "project": "p",
+            "platform": "kubernetes",
+        }.items()
+    ]
+    assert len({s.digest for s in [spec, *others]}) == len(others) + 1
+
+
+def test_attempts_are_of_one_job():
+    spec = _spec(name="a" * 30)
+    second = dataclasses.replace(spec, attempt=2)
+    assert second.digest == spec.digest
+    assert second.job_name == f"{spec.job_name}-2"
+    assert second.all_labels == {
+        job_spec.JOB_LABEL: second.job_name,
+        job_spec.DIGEST_LABEL: spec.digest,
+        job_spec.ATTEMPT_LABEL: "2",
+    }
+    assert len(second.job_name) <= 43
+
+
+def test_every_field_that_a_platform_ignores_is_one():
+    fields = {field.name for field, _ in options.fields(JobSpec)}
+    assert job_spec._UNDERSTOOD_BY.keys() <= fields
+    for names in job_spec._UNDERSTOOD_BY.values():
+        assert set(names) <= set(job_spec.PLATFORMS)
+    assert tuple(platforms.MODULES) == job_spec.PLATFORMS
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"platform": None}, "--platform is missing"),
+        ({"platform": "mars"}, "--platform=mars"),
+        ({"name": "Train"}, "--name=Train"),
+        ({"name": "a" * 31}, "--name=aaa"),
+        ({"name": "a-"}, "--name=a-"),
+        ({"env": ("A",)}, "--env=A is not valid"),
+        ({"env": ("1=2",)}, "--env=1=2 is not valid"),
+        ({"env": ("A=1", "A=2")}, "--env=A=... is given twice"),
+        ({"labels": ("team",)}, "--labels=team is not valid"),
+        ({"labels": ("Team=a",)}, "--labels=Team=a is not valid"),
+        ({"labels": ("team=A",)}, "--labels=team=A is not valid"),
+        ({"labels": ("gan-trainer-job=a",)}, "which is ours"),
+        ({"labels": ("a=1", "a=2")}, "--labels=a=... is given twice"),
+        ({"spot": True, "flex_start": True}, "Leave one out"),
+        ({"num_workers": 0}, "--num_workers=0"),
+        ({"queue": "q"}, "--queue has no use with --platform=vertex"),
+    ],
+)
+def test_what_cannot_be_is_refused(fields, text):
+    with pytest.raises(errors.UsageError) as caught:
+        _spec(**fields)
+    assert text in str(caught.value)
+
+
+def _random(alphabet, count):
+    return "".join(random.Random(1).choices(alphabet, k=count))
+
+
+# Made up here, so that nobody takes them for real ones.
+_LETTERS = string.ascii_letters + string.digits
+_SECRETS = [
+    "AKIA" + _random(string.ascii_uppercase, 16),
+    "AIza" + _random(_LETTERS, 35),
+    "ya29." + _random(_LETTERS, 30),
+    "ghp_" + _random(_LETTERS, 36),
+    "hf_" + _random(_LETTERS, 34),
+    "glpat-" + _random(_LETTERS, 20),
+    "sk-" + _random(_LETTERS, 40),
+    "xoxb-" + _random(string.digits, 20),
+    f"eyJ{_random(_LETTERS, 20)}.eyJ{_random(_LETTERS, 20)}.x",
+    f"https://me:{_random(_LETTERS, 12)}@example.com/data",
+    "-----BEGIN " + "PRIVATE KEY-----",
+]
+
+
+@pytest.mark.parametrize("secret", _SECRETS)
+def test_values_that_look_like_secrets_are_refused_and_not_shown(secret):
+    for fields in (
+        {"env": (f"A={secret}",)},
+        {"trainer_flags": (f"--data_dir={secret}",)},
+        {"workdir": secret},
+        {"image": secret},
+    ):
+        with pytest.raises(errors.UsageError, match="secret") as caught:
+            _spec(**fields)
+        assert secret not in str(caught.value)
+    assert secret not in secret_values.redact(f"it said {secret}, and")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("API_KEY", "WANDB_API_KEY", "DB_PASSWORD", "SECRET", "HF_TOKEN"),
+        *("AWS_ACCESS_KEY_ID", "GOOGLE_APPLICATION_CREDENTIALS", "apikey"),
+    ],
+)
+def test_names_that_promise_secrets_are_refused(name):
+    with pytest.raises(errors.UsageError, match=f"--env={name}=... looks"):
+        _spec(env=(f"{name}=x",))
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "XLA_FLAGS=--xla_gpu_autotune_level=2",
+        "TF_CPP_MIN_LOG_LEVEL=0",
+        "MONKEY=banana",
+        "TOKENIZERS_PARALLELISM=false",
+        "HTTPS_PROXY=http://proxy.example.com:3128",
+        "AUTHOR=me",
+    ],
+)
+def test_ordinary_variables_are_not_secrets(variable):
+    _spec(env=(variable,))
+    assert secret_values.redact(variable) == variable
+
+
+@pytest.mark.parametrize(
+    ("image", "warned"),
+    [(_DIGEST, False), ("r/i", True), ("r/i:v1", True), (None, False)],
+)
+def test_an_image_by_tag_is_warned_of(image, warned):
+    assert bool(_spec(image=image).image_warning()) == warned
+
+
+def test_what_lies_in_a_bucket_is_written_to_scratch_space_first():
+    spec = _spec(workdir="gs://bucket/run", num_workers=2)
+    args = ("--strategy=multi_worker", "--workdir=gs://bucket/run")
+    assert spec.trainer_args == args
+    assert spec.container_args == (*args, "--local_dir=/scratch/run")
+    own = dataclasses.replace(spec, trainer_flags=("--local_dir=/x",))
+    assert "--local_dir=/scratch/run" not in own.container_args
+    volume = dataclasses.replace(spec, workdir="/volume/run")
+    assert volume.container_args == volume.trainer_args
+
+
+class _Jobs:
+    """A platform whose creations go wrong as is told."""
+
+    def __init__(self, *outcomes):
+        self.outcomes = list(outcomes)  # Of each creation: done, lost.
+        self.there = []
+        self.creations = 0
+
+    def find(self, spec):
+        return list(self.there)
+
+    def create(self, spec):
+        self.creations += 1
+        done, lost = self.outcomes.pop(0) if self.outcomes else (True, False)
+        status = JobStatus(spec.job_name, State.QUEUED, attempt=spec.attempt)
+        if done:
+            self.there.append(status)
+        if lost:
+            raise AnswerLostError("no answer.")
+        return status
+
+    def submit(self):
+        self.waits = []
+        return platforms.submit_once(
+            _spec(), self.find, self.create, self.waits.append
+        )
+
+
+def test_a_job_that_was_created_without_an_answer_is_found():
+    jobs = _Jobs((True, True))
+    assert jobs.submit().name == _spec().job_name
+    assert (jobs.creations, len(jobs.there)) == (1, 1)
+
+
+def test_a_job_that_was_not_created_is_created_after_looking_for_a_while():
+    jobs = _Jobs((False, True), (True, False))
+    jobs.submit()
+    assert (jobs.creations, len(jobs.there)) == (2, 1)
+    assert sum(jobs.waits) > 10
+
+
+def test_who_never_answers_is_not_asked_for_ever():
+    jobs = _Jobs(*[(False, True)] * 9)
+    with pytest.raises(AnswerLostError, match="Submit it again"):
+        jobs.submit()
+    assert jobs.creations == 3
+
+
+@pytest.mark.parametrize("state", State)
+def test_only_what_has_failed_or_was_cancelled_is_started_again(state):
+    jobs = _Jobs()
+    jobs.there = [JobStatus(_spec().job_name, state)]
+    attempt = jobs.submit().attempt
+    again = state in (State.FAILED, State.CANCELLED)
+    assert (jobs.creations, attempt) == ((1, 2) if again else (0, 1))

@@ -1,0 +1,135 @@
+"""Jobs that are processes of this machine."""
+
+import glob
+import json
+import sys
+
+import pytest
+
+from launch import local, main, processes
+from trainer import errors
+
+_LOCAL = ["main", "submit", "--platform=local"]
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What `run_workers` was called with; every job exits with 7."""
+    calls = []
+
+    def run_workers(command, environments, grace_secs):
+        calls.append((command, environments, grace_secs))
+        return 7
+
+    monkeypatch.setattr(processes, "run_workers", run_workers)
+    return calls
+
+
+def test_each_worker_knows_all_addresses_and_its_own_place():
+    environments = local.worker_environments({"HOME": "/home"}, 3, 0)
+    configs = [json.loads(each.pop("TF_CONFIG")) for each in environments]
+    assert environments == [{"HOME": "/home"}] * 3
+    addresses = configs[0]["cluster"]["worker"]
+    assert len(set(addresses)) == 3
+    for index, config in enumerate(configs):
+        assert config == {
+            "cluster": {"worker": addresses},
+            "task": {"type": "worker", "index": index},
+        }
+    for address in addresses:
+        host, port = address.split(":")
+        assert host == "localhost"
+        assert 1024 <= int(port) < 65536
+
+
+def test_a_worker_that_is_alone_needs_no_place():
+    assert local.worker_environments({"HOME": "/home"}, 1, 0) == [
+        {"HOME": "/home"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus_per_worker", "expected"),
+    [
+        (None, 0, [None, None]),
+        ("3", 0, ["3", "3"]),
+        (None, 1, ["0", "1"]),
+        (None, 2, ["0,1", "2,3"]),
+        ("7,5", 1, ["7", "5"]),
+        ("GPU-a, GPU-b,6,4,2", 2, ["GPU-a,GPU-b", "6,4"]),
+    ],
+)
+def test_workers_get_gpus_of_their_own(visible, gpus_per_worker, expected):
+    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    environments = local.worker_environments(environ, 2, gpus_per_worker)
+    gpus = [each.get("CUDA_VISIBLE_DEVICES") for each in environments]
+    assert gpus == expected
+
+
+def test_workers_that_would_share_a_gpu_are_refused(monkeypatch):
+    monkeypatch.setattr(glob, "glob", lambda pattern: ["/dev/nvidia0"])
+    for environ in ({}, {"CUDA_VISIBLE_DEVICES": "0,1"}):
+        with pytest.raises(errors.UsageError, match="--num_accelerators"):
+            local.worker_environments(environ, 2, 0)
+        local.worker_environments(environ, 1, 0)
+        local.worker_environments(environ, 2, 1)
+    for hidden in ("", "-1"):
+        environ = {"CUDA_VISIBLE_DEVICES": hidden}
+        local.worker_environments(environ, 2, 0)
+
+
+@pytest.mark.parametrize("visible", ["", "0,1,2"])
+def test_too_few_gpus_are_refused(monkeypatch, capsys, visible):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    flags = ["--num_workers=2", "--num_accelerators=2"]
+    assert main.main([*_LOCAL, *flags]) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: --num_workers=2 --num_accelerators=2 needs 4 GPUs, but"
+        f" CUDA_VISIBLE_DEVICES={visible!r} names"
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "trainers", "expected", "workers"),
+    [
+        ([], [], [], 1),
+        ([], ["--noresume", "--epochs", "2"], None, 1),
+        (["--workdir=w"], ["--epochs=2"], ["--epochs=2", "--workdir=w"], 1),
+        ([], ["--workdir=w"], ["--workdir=w"], 1),
+        (
+            ["--num_workers=3"],
+            ["--strategy=multi_worker", "--sync_batch_norm", "--batch_size=96"],
+            ["--strategy=multi_worker", "--batch_size=96", "--sync_batch_norm"],
+            3,
+        ),
+    ],
+)
+def test_workers_run_the_trainer_with_the_flags_after_the_dashes(
+    started, own, trainers, expected, workers
+):
+    code = main.main([*_LOCAL, *own, "--env=A=b", "--", *trainers])
+    if expected is None:
+        assert code == 2
+        return
+    assert code == 7
+    [(command, environments, grace_secs)] = started
+    assert command == [sys.executable, "-m", "trainer.main", *expected]
+    assert [each["A"] for each in environments] == ["b"] * workers
+    assert grace_secs == 60
+
+
+def test_render_says_what_is_started(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "executable", "python")
+    flags = ["--platform=local", "--num_workers=2", "--num_accelerators=2"]
+    assert main.main(["main", "render", *flags, "--", "--epochs=2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert "CUDA_VISIBLE_DEVICES=0,1 python -m trainer.main" in lines[1]
+    assert "CUDA_VISIBLE_DEVICES=2,3 python -m trainer.main" in lines[2]
+
+
+@pytest.mark.parametrize("verb", ["status", "logs", "cancel", "list"])
+def test_a_job_in_the_foreground_can_only_be_submitted(capsys, verb):
+    name = [] if verb == "list" else ["train-1a2b3c4d"]
+    assert main.main(["main", verb, *name, "--platform=local"]) == 2
+    assert "in the foreground" in capsys.readouterr().err
