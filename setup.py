@@ -48,6 +48,7 @@ setuptools.setup(
             "pytest-xdist>=3.6,<4",
             "ruff>=0.9,<0.18",
             "types-requests",
+            "uv>=0.9,<1",
         ],
     },
     classifiers=[

@@ -30,6 +30,7 @@ from trainer import (
     train_step,
 )
 from trainer.config import Config
+from trainer.heartbeat import Heartbeat
 
 # 1,797 digits make 7 steps an epoch.
 _BATCH_SIZE = 256
@@ -64,7 +65,8 @@ def _config(workdir: pathlib.Path, **changes) -> Config:
 
 
 def _run(workdir: pathlib.Path, **changes) -> int:
-    return train.run(_config(workdir, **changes))
+    heartbeat = Heartbeat(stall_timeout_secs=300)
+    return train.run(_config(workdir, **changes), heartbeat)
 
 
 @pytest.fixture(scope="module")
