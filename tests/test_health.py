@@ -254,14 +254,13 @@ def test_a_directory_that_cannot_be_written_is_a_warning(
 
 def test_somebody_elses_directory_is_not_used(tmp_path, directory, caplog):
     directory.symlink_to(tmp_path)
-    with _quiet():
+    with Heartbeat(stall_timeout_secs=300, interval_secs=0.01):
         assert "somebody else's" in caplog.text
+        time.sleep(0.1)
     assert list(tmp_path.iterdir()) == [directory]
 
 
 def test_a_trainer_without_a_heartbeat_is_alive(monkeypatch, tmp_path):
-    monkeypatch.undo()
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     code = "import sys; print('ready', flush=True); sys.stdin.read()"
     (tmp_path / "trainer").mkdir()
     (tmp_path / "trainer" / "main.py").write_text(code)
@@ -273,6 +272,10 @@ def test_a_trainer_without_a_heartbeat_is_alive(monkeypatch, tmp_path):
         text=True,
     ) as process:
         assert process.stdout.readline() == "ready\n"
+        assert health._is_trainer(process.pid)
+        assert not health._is_trainer(os.getpid())
+        monkeypatch.undo()
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
         alive, line = _check()
         process.kill()
     assert alive

@@ -301,6 +301,20 @@ def test_fewer_epochs_than_are_trained_are_refused(
     assert runs.files(tmp_path, "**/*") == before
 
 
+def test_the_heartbeat_hears_of_every_phase(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = []
+    monkeypatch.setattr(
+        Heartbeat, "note", lambda self, *note: notes.append(note)
+    )
+    assert _run(tmp_path / "run", epochs=1) == 0
+    assert notes == [
+        *(("training", 2), ("training", 4), ("training", 6)),
+        *(("sampling", 7), ("saving", 7), ("training", 7), ("ending", 7)),
+    ]
+
+
 def test_a_finished_run_does_nothing(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,

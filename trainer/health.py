@@ -99,17 +99,19 @@ def _describe(record: Mapping[str, Any], age_secs: float, stale: bool) -> str:
 
 
 def _pid_without_heartbeat() -> int | None:
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            arguments = (directory / "cmdline").read_bytes().split(b"\0")
-            is_own = directory.stat().st_uid == os.getuid()
-        except OSError:
-            continue  # It has ended.
-        program = os.path.basename(arguments[0])
-        is_trainer = arguments[1:3] == [b"-m", b"trainer.main"]
-        if is_own and is_trainer and program.startswith(b"python"):
-            return int(directory.name)
-    return None
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return next(filter(_is_trainer, pids), None)
+
+
+def _is_trainer(pid: int) -> bool:
+    directory = Path(f"/proc/{pid}")
+    try:
+        arguments = (directory / "cmdline").read_bytes().split(b"\0")
+        is_own = directory.stat().st_uid == os.getuid()
+    except OSError:
+        return False  # It has ended.
+    is_python = os.path.basename(arguments[0]).startswith(b"python")
+    return is_own and is_python and arguments[1:3] == [b"-m", b"trainer.main"]
 
 
 if __name__ == "__main__":

@@ -72,11 +72,14 @@ class Heartbeat:
                 self._path,
                 error.strerror or error,
             )
-        self._thread.start()
+        else:
+            self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Ends the heartbeat."""
+        if not self._thread.is_alive():
+            return
         self._left.set()
         self._thread.join()
         with contextlib.suppress(OSError):
