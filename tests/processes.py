@@ -13,6 +13,9 @@ TIMEOUT_SECS = 120
 class Command:
     """A running trainer; what it says goes to a file that can be watched."""
 
+    # What the command line begins with.
+    prefix: tuple[str, ...] = ()
+
     def __init__(
         self,
         workdir: pathlib.Path,
@@ -31,7 +34,7 @@ class Command:
         with open(self._stderr_path, "w") as stderr:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", *program, *flags),
+                    *(*self.prefix, sys.executable, "-m", *program, *flags),
                     f"--workdir={workdir}",
                 ],
                 cwd=ROOT,

@@ -22,6 +22,7 @@ from tests import tiny
 from trainer import distribution, errors, models, train, train_step
 from trainer import team as team_lib
 from trainer.config import Config
+from trainer.heartbeat import Heartbeat
 from trainer.team import Team
 
 NUM_STEPS = 4
@@ -157,7 +158,8 @@ def _diverge(
         checkpoint_every_epochs=1,
         steps_per_loop=7,
     )
-    code = train.run(config.resolve())
+    heartbeat = Heartbeat(stall_timeout_secs=300)
+    code = train.run(config.resolve(), heartbeat)
     result = json.dumps({"steps": steps})
     (directory / f"worker{index}.json").write_text(result)
     return code

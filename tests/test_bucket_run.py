@@ -12,6 +12,7 @@ from tests import runs, tiny
 from tests.fake_gcs import FakeGcs
 from trainer import divergence, errors, models, train
 from trainer.config import Config
+from trainer.heartbeat import Heartbeat
 from trainer.storage.mirror import Mirror
 
 _PLACE = "gs://bucket/runs/a"
@@ -41,7 +42,7 @@ def _run(local_dir: pathlib.Path, workdir: str = _PLACE, **changes) -> int:
     }
     config = Config(**values)
     config.validate()
-    return train.run(config.resolve())
+    return train.run(config.resolve(), Heartbeat(stall_timeout_secs=300))
 
 
 def _straight(tmp_path: pathlib.Path, **changes) -> pathlib.Path:

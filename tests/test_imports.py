@@ -21,7 +21,14 @@ _EVERYTHING = None
 _ALLOWED = {
     "": set(),
     # The story.
-    "main": {"config", "errors", "options", "train"},
+    "main": {
+        "config",
+        "errors",
+        "heartbeat",
+        "interruption",
+        "options",
+        "train",
+    },
     "train": _EVERYTHING,
     "plans": _EVERYTHING,
     "assembly": _EVERYTHING,
@@ -45,7 +52,8 @@ _ALLOWED = {
         "train_state",
     },
     "adversarial": {"network", "randomness"},
-    # What people look at.
+    # What people look at, and what looks after them.
+    "health": {"heartbeat"},
     "outputs": {
         "atomic_file",
         "errors",
@@ -62,6 +70,7 @@ _ALLOWED = {
     "distribution": {"errors"},
     "divergence": {"errors", "loss_scale"},
     "errors": set(),
+    "heartbeat": set(),
     "interruption": {"errors"},
     "loss_scale": set(),
     "losses": set(),
@@ -210,6 +219,8 @@ _WITHOUT_TENSORFLOW = {
     "data.idx",
     "data.mnist",
     "errors",
+    "health",
+    "heartbeat",
     "options",
     "interruption",
     "main",

@@ -227,3 +227,40 @@ def test_sigusr1_asks_to_save_once_and_to_stop_never(start):
     out, err = process.communicate(timeout=20)
     assert process.returncode == 0, err
     assert err.count("SIGUSR1: saving") == 2
+
+
+@pytest.mark.parametrize(("number", "code"), _CODES)
+def test_before_the_training_one_signal_ends_all(start, number, code):
+    process = start("""
+        import time
+        from trainer import interruption
+        with interruption.end_at_once():
+            print("ready", flush=True)
+            while True:
+                try:
+                    time.sleep(600)
+                except BaseException:  # As some imports do.
+                    pass
+    """)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert err == f"{number.name}: not training yet, stopping at once.\n"
+
+
+def test_before_the_training_a_request_to_save_ends_nothing(start):
+    process = start("""
+        import os, signal
+        from trainer import interruption
+        with interruption.end_at_once():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            print("ready", flush=True)
+    """)
+    assert process.wait(timeout=20) == 0
+
+
+def test_what_handled_signals_before_the_start_does_so_after_it():
+    old = [signal.getsignal(n) for n in interruption._SIGNALS]
+    with interruption.end_at_once():
+        assert signal.getsignal(signal.SIGTERM) not in old
+    assert [signal.getsignal(n) for n in interruption._SIGNALS] == old

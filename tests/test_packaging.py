@@ -93,8 +93,10 @@ def test_recipes_are_in_the_package(setup_arguments: dict) -> None:
 
 def test_no_placeholder_is_left() -> None:
     names = ["README.md", "BUILD.md", "trainer/recipes/digits.flags"]
+    variables = {"BASE_IMAGE", "GAN_TRAINER_IMAGE"}
     for name in [*names, "trainer/recipes/mnist.flags"]:
-        assert not re.search(r"[A-Z]{3,}_[A-Z_]{3,}", _read(name)), name
+        found = re.findall(r"[A-Z]{3,}_[A-Z_]{3,}", _read(name))
+        assert set(found) <= variables, name
 
 
 def test_the_readmes_pictures_exist() -> None:

@@ -89,6 +89,24 @@ def test_missing_packages_and_git_are_no_obstacle(monkeypatch, workdir):
     assert environment["git_revision"] is None
 
 
+def test_an_image_tells_what_it_is(monkeypatch, workdir):
+    image = "somewhere/gan-trainer@sha256:" + "0" * 64
+    monkeypatch.setattr(run_directory, "_git_revision", lambda: None)
+    monkeypatch.setenv("GAN_TRAINER_REVISION", "c0ffee")
+    monkeypatch.setenv("GAN_TRAINER_IMAGE", image)
+    run = start(make_config(workdir), "first")
+    environment = json.loads(run.environment.read_text())
+    assert environment["git_revision"] == "c0ffee"
+    assert environment["image"] == image
+    # Built without the arguments, and run without a launcher.
+    monkeypatch.setenv("GAN_TRAINER_REVISION", "")
+    monkeypatch.delenv("GAN_TRAINER_IMAGE")
+    run = start(make_config(workdir), "second")
+    environment = json.loads(run.environment.read_text())
+    assert environment["git_revision"] is None
+    assert environment["image"] is None
+
+
 def test_a_run_may_go_on_with_what_leaves_the_result(workdir):
     start(make_config(workdir), "first")
     config = make_config(workdir, epochs=60, strategy="one_device")

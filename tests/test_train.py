@@ -30,6 +30,7 @@ from trainer import (
     train_step,
 )
 from trainer.config import Config
+from trainer.heartbeat import Heartbeat
 
 # 1,797 digits make 7 steps an epoch.
 _BATCH_SIZE = 256
@@ -64,7 +65,8 @@ def _config(workdir: pathlib.Path, **changes) -> Config:
 
 
 def _run(workdir: pathlib.Path, **changes) -> int:
-    return train.run(_config(workdir, **changes))
+    heartbeat = Heartbeat(stall_timeout_secs=300)
+    return train.run(_config(workdir, **changes), heartbeat)
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +299,20 @@ def test_fewer_epochs_than_are_trained_are_refused(
     with pytest.raises(errors.UsageError, match=r"--epochs=1 .* epoch 2"):
         _run(tmp_path, epochs=1)
     assert runs.files(tmp_path, "**/*") == before
+
+
+def test_the_heartbeat_hears_of_every_phase(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = []
+    monkeypatch.setattr(
+        Heartbeat, "note", lambda self, *note: notes.append(note)
+    )
+    assert _run(tmp_path / "run", epochs=1) == 0
+    assert notes == [
+        *(("training", 2), ("training", 4), ("training", 6)),
+        *(("sampling", 7), ("saving", 7), ("training", 7), ("ending", 7)),
+    ]
 
 
 def test_a_finished_run_does_nothing(

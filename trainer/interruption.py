@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 from trainer import errors
@@ -115,6 +116,35 @@ class Interruption:
         _tell(f"{name} again: stopping at once; what was saved stays.")
         # Nothing is left half-written: files appear by renames.
         os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def end_at_once() -> Iterator[None]:
+    """While entered, a signal to stop ends the process, with 130 or 143.
+
+    It is for the seconds before there is anything to save, in which TensorFlow
+    is imported. Without a handler the kernel drops what is sent to process 1,
+    a container's first, and SIGUSR1 ends any other process.
+    """
+    handlers = dict.fromkeys(_STOP_SIGNALS, _end_at_once)
+    old_handlers = {
+        number: signal.signal(number, handlers.get(number, _leave_to_thread))
+        for number in _SIGNALS
+    }
+    try:
+        yield
+    finally:
+        for number, handler in old_handlers.items():
+            signal.signal(number, handler)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    name = signal.Signals(number).name
+    with contextlib.suppress(OSError):
+        # Not by `sys.stderr`, which may be in the middle of a line.
+        os.write(2, f"{name}: not training yet, stopping at once.\n".encode())
+    # An exception might be caught by what is being imported.
+    os._exit(128 + number)
 
 
 def _leave_to_thread(number: int, frame: FrameType | None) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from absl import logging as absl_logging
 
-from trainer import config, errors, options
+from trainer import config, errors, interruption, options
+from trainer.heartbeat import Heartbeat
 
 _HELP = """\
 Trains a GAN. The same command again continues where the run stands.
@@ -54,20 +55,20 @@ def main(argv: Sequence[str]) -> int:
         _print_help()
         return 0
     try:
-        valid_config = _read_command_line(argv)
-        _configure_logging()
-        from trainer import train
+        with interruption.end_at_once():
+            valid_config = _read_command_line(argv)
+            _configure_logging()
+            stall_timeout_secs = valid_config.stall_timeout_secs
+            with Heartbeat(stall_timeout_secs=stall_timeout_secs) as heartbeat:
+                from trainer import train
 
-        return train.run(valid_config)
+                return train.run(valid_config, heartbeat)
     except errors.StoppedError as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
     except errors.TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return errors.EXIT_INTERRUPTED
 
 
 def _print_help() -> None:

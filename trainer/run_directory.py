@@ -24,6 +24,10 @@ from trainer import config as config_lib
 
 _PACKAGES = ("tensorflow", "keras", "numpy")
 _GIT_TIMEOUT_SECS = 5
+# What the Dockerfile and the launcher know: the commit that the image was built
+# from, and the image's own name, best with its digest.
+_REVISION_VARIABLE = "GAN_TRAINER_REVISION"
+_IMAGE_VARIABLE = "GAN_TRAINER_IMAGE"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,16 +198,19 @@ def _check_starts(run: RunDirectory, config: config_lib.Config) -> None:
 
 
 def _environment(attempt: str) -> dict[str, Any]:
-    """Describes where the run runs, without environment variables.
+    """Describes where the run runs, without most environment variables.
 
-    Those hold people's passwords and keys, and run directories get shared.
+    They hold people's passwords and keys, and run directories get shared.
     """
     now = datetime.datetime.now(datetime.timezone.utc)
     return {
         "attempt": attempt,
         "started": now.isoformat(timespec="seconds"),
         "command": sys.orig_argv,
-        "git_revision": _git_revision(),
+        "git_revision": _git_revision()
+        or os.environ.get(_REVISION_VARIABLE)
+        or None,
+        "image": os.environ.get(_IMAGE_VARIABLE) or None,
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(),

@@ -18,6 +18,7 @@ from trainer import (
 from trainer.background import BackgroundSaver
 from trainer.config import Config
 from trainer.finiteness import FiniteCheck
+from trainer.heartbeat import Heartbeat
 from trainer.interruption import Interruption
 from trainer.outputs import NoOutputs, Outputs
 from trainer.plans import Plan
@@ -28,8 +29,12 @@ from trainer.train_step import TrainStep
 from trainer.watchdog import Watchdog
 
 
-def run(config: Config) -> int:
+def run(config: Config, heartbeat: Heartbeat) -> int:
     """Trains, or goes on training, what a resolved config describes.
+
+    Args:
+      config: resolved.
+      heartbeat: is told how far it is.
 
     Returns:
       the exit code: 0, or 130 or 143 when a signal stopped the run.
@@ -46,7 +51,10 @@ def run(config: Config) -> int:
                 plan = plans.make_plan(config, team, stack, interruption)
                 step = plan.first_step
                 if step < plan.schedule.last_step:
-                    step = _go_on_in_spite_of_divergence(plan, interruption)
+                    step = _go_on_in_spite_of_divergence(
+                        plan, interruption, heartbeat
+                    )
+                heartbeat.note("ending", step)
                 logging.info(
                     messages.where_it_stands(
                         schedule=plan.schedule,
@@ -61,18 +69,18 @@ def run(config: Config) -> int:
 
 
 def _go_on_in_spite_of_divergence(
-    plan: Plan, interruption: Interruption
+    plan: Plan, interruption: Interruption, heartbeat: Heartbeat
 ) -> int:
     """Trains, from the newest checkpoint again if it diverges."""
     plans.begin(plan)
     while True:
         try:
-            return _go_on(plan, interruption)
+            return _go_on(plan, interruption, heartbeat)
         except errors.DivergedError as error:
             plan = plans.roll_back(plan, error)
 
 
-def _go_on(plan: Plan, interruption: Interruption) -> int:
+def _go_on(plan: Plan, interruption: Interruption, heartbeat: Heartbeat) -> int:
     """Trains from the checkpoint that was found, if any; returns the step."""
     config, team = plan.config, plan.team
     # While the chief draws and saves, the others wait for it in one piece.
@@ -100,6 +108,7 @@ def _go_on(plan: Plan, interruption: Interruption) -> int:
                 save=save,
                 next_vote=lambda: _vote(plan, interruption),
                 watchdog=watchdog,
+                heartbeat=heartbeat,
             )
 
 
@@ -195,6 +204,7 @@ def _train(
     save: Callable[[int], None],
     next_vote: Callable[[], Vote],
     watchdog: Watchdog,
+    heartbeat: Heartbeat,
 ) -> int:
     """Trains until the schedule's last step or a signal; returns the step."""
     step = first_step
@@ -210,14 +220,18 @@ def _train(
         )
         if schedule.samples_at(step):
             watchdog.beat()
+            heartbeat.note("sampling", step)
             outputs.draw_samples(step)
         if step == schedule.final_step:
             outputs.make_film()
         # Last, so that a finished checkpoint stands for a finished run.
         if schedule.checkpoints_at(step) or vote.saves:
             watchdog.beat()
+            heartbeat.note("saving", step)
             save(step)
         watchdog.beat()
+        heartbeat.note("training", step)
     if step < schedule.last_step:
+        heartbeat.note("saving", step)
         save(step)
     return step
