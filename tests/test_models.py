@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from trainer import config, data, errors, models, randomness
+from trainer.data import geometry
 
 _LATENT_DIM = 100
 
@@ -246,4 +247,6 @@ def test_an_unknown_model_names_the_known_ones():
 
 def test_the_config_knows_the_same_names_as_the_tables():
     assert config.MODELS == tuple(models.MODELS)
-    assert config.DEFAULT_BATCH_SIZES.keys() == data.DATASETS.keys()
+    assert config.ARRAYS == tuple(data.ARRAYS)
+    assert tuple(config.SOURCES) == tuple(data.SOURCES)
+    assert config.RESIZERS == tuple(geometry.RESIZERS)

@@ -20,7 +20,11 @@ GLOBAL_BATCH_SIZE = 16
 
 
 def build_generator(
-    *, latent_dim: int, sync_batch_norm: bool = False
+    *,
+    latent_dim: int,
+    sample_shape: tuple[int, ...] = (28, 28, 1),
+    width: None = None,
+    sync_batch_norm: bool = False,
 ) -> keras.Model:
     """Builds latents [B, latent_dim] -> images [B, 28, 28, 1]."""
     return keras.Sequential(
@@ -42,7 +46,13 @@ def build_generator(
     )
 
 
-def build_discriminator(*, dropout_rate: float = 0.3) -> keras.Model:
+def build_discriminator(
+    *,
+    sample_shape: tuple[int, ...] = (28, 28, 1),
+    width: None = None,
+    sync_batch_norm: bool = False,
+    dropout_rate: float = 0.3,
+) -> keras.Model:
     """Builds images [B, 28, 28, 1] -> logits [B, 1]."""
     return keras.Sequential(
         [

@@ -12,6 +12,7 @@ from absl import logging
 
 from trainer import (
     cluster,
+    data,
     distribution,
     divergence,
     losses,
@@ -22,7 +23,7 @@ from trainer import (
 )
 from trainer.config import Config
 from trainer.data import pipeline
-from trainer.data.array_dataset import ArrayDataset
+from trainer.data.dataset import Dataset, Wanted
 from trainer.interruption import Interruption
 from trainer.outputs import Outputs
 from trainer.run_directory import RunDirectory
@@ -102,8 +103,38 @@ def _meet(
     )
 
 
+def load_data(config: Config) -> Dataset:
+    """Loads the data, and checks that the model can make the like.
+
+    Raises:
+      DataError: they are missing, damaged, or too few.
+      UsageError: the model cannot make samples of their shape.
+    """
+    dataset = data.load(
+        config.dataset, data_dir=config.data_dir, wanted=wanted_data(config)
+    )
+    models.check(config.model, dataset.sample_shape, width=config.model_width)
+    logging.info("%s: %s.", config.dataset, dataset.describe())
+    if summary := dataset.quarantine.summary():
+        logging.warning("%s", summary)
+    return dataset
+
+
+def wanted_data(config: Config) -> Wanted:
+    """Returns what the config says of the data, for the data package."""
+    return Wanted(
+        split=config.split,
+        image_size=config.height_and_width,
+        channels=None if config.channels == "auto" else int(config.channels),
+        resize=config.resize,
+        max_bad_fraction=config.max_bad_fraction,
+        max_pixels=config.max_pixels,
+        memory_bytes=config.data_memory_mib * 2**20,
+    )
+
+
 def make_schedule(
-    config: Config, strategy: tf.distribute.Strategy, dataset: ArrayDataset
+    config: Config, strategy: tf.distribute.Strategy, dataset: Dataset
 ) -> Schedule:
     """Works out and checks the batch arithmetic.
 
@@ -131,7 +162,11 @@ def make_schedule(
 
 
 def build_state(
-    config: Config, strategy: tf.distribute.Strategy, *, num_rollbacks: int = 0
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    sample_shape: tuple[int, ...],
+    *,
+    num_rollbacks: int = 0,
 ) -> TrainState:
     """Builds networks and optimizers on the replicas."""
     model = models.get(config.model)
@@ -140,9 +175,15 @@ def build_state(
         return TrainState(
             build_generator=lambda: model.build_generator(
                 latent_dim=config.latent_dim,
+                sample_shape=sample_shape,
+                width=config.model_width,
                 sync_batch_norm=config.sync_batch_norm,
             ),
-            build_discriminator=model.build_discriminator,
+            build_discriminator=lambda: model.build_discriminator(
+                sample_shape=sample_shape,
+                width=config.model_width,
+                sync_batch_norm=config.sync_batch_norm,
+            ),
             g_learning_rate=config.g_learning_rate * factor,
             d_learning_rate=config.d_learning_rate * factor,
             seed=divergence.seed_after(config.seed, num_rollbacks),
@@ -154,7 +195,7 @@ def build_state(
 def build_step(
     config: Config,
     team: Team,
-    dataset: ArrayDataset,
+    dataset: Dataset,
     state: TrainState,
     *,
     first_step: int = 0,
@@ -172,6 +213,7 @@ def build_step(
             seed=seed,
             local_replicas=team.local_replicas,
             num_parts=config.gradient_accumulation_steps,
+            random_flip=config.random_flip,
         )
     )
     return TrainStep(

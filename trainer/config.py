@@ -17,10 +17,24 @@ from typing import Any
 
 from trainer import errors, options
 
-# The tables `data.DATASETS`, `models.MODELS` and `optimizers.OPTIMIZERS` import
-# much; the names are repeated here, and a test holds them in agreement.
-DEFAULT_BATCH_SIZES = {"digits": 32, "mnist": 256}
-MODELS = ("dcgan28",)
+# The tables `data.ARRAYS`, `data.SOURCES`, `geometry.RESIZERS`, `models.MODELS`
+# and `optimizers.OPTIMIZERS` import much; the names are repeated here, and a
+# test holds them in agreement.
+SOURCES = {
+    "tfds": "tfds:<name>[:config]",
+    "folder": "folder:<path>",
+    "tfrecord": "tfrecord:<glob>",
+}
+DEFAULT_BATCH_SIZES = {
+    "digits": 32,
+    "mnist": 256,
+    "fashion_mnist": 256,
+    "cifar10": 128,
+    **dict.fromkeys(SOURCES, 64),
+}
+ARRAYS = tuple(name for name in DEFAULT_BATCH_SIZES if name not in SOURCES)
+RESIZERS = ("fit", "crop", "pad")
+MODELS = ("dcgan28", "dcgan")
 OPTIMIZERS = ("adam", "rmsprop")
 
 
@@ -94,17 +108,80 @@ class Config:
     dataset: str = _fixed(
         _DATA,
         "digits",
-        "digits: 1,797 handwritten digits, nothing to download; mnist: 60,000"
-        " of them, through tensorflow-datasets or from data_dir.",
-        choices=tuple(DEFAULT_BATCH_SIZES),
+        "digits: 1,797 handwritten digits, nothing to download; mnist,"
+        " fashion_mnist, cifar10: through tensorflow-datasets or from"
+        " data_dir; tfds:<name>[:config]: anything with images in its"
+        " catalogue; folder:<path>: image files, in a sub-folder for each"
+        " class or with a labels.csv; tfrecord:<glob>: examples with images."
+        " Paths may be gs://... .",
+        "data set",
+        pattern=rf"{'|'.join(ARRAYS)}|({'|'.join(SOURCES)}):.+",
+        rule=f"one of {', '.join([*ARRAYS, *SOURCES.values()])}",
     )
     data_dir: str | None = _free(
         _DATA,
         None,
         "Directory with data prepared before: that of tensorflow-datasets, or"
-        " the original files.",
+        " the original files. Relative paths in dataset start here.",
         "directory",
         default_text="that of tensorflow-datasets",
+    )
+    split: str | None = _fixed(
+        _DATA,
+        None,
+        "Which part of the data: train, test, or of tfds also train[:80%] and"
+        " the like; of a folder, a sub-folder.",
+        "part",
+        default_text="train; of a folder, all of it",
+    )
+    image_size: str | None = _fixed(
+        _DATA,
+        None,
+        "Bring the images to this size: 64, or 48x64 for height x width.",
+        "size",
+        default_text="that of the data, if all are alike",
+        pattern=r"[1-9]\d{0,3}(x[1-9]\d{0,3})?",
+        rule="a size in pixels such as 64, or height x width such as 48x64",
+    )
+    channels: str = _fixed(
+        _DATA,
+        "auto",
+        "1: grey; 3: colours; auto: grey if all images are, else colours.",
+        choices=("auto", "1", "3"),
+    )
+    resize: str = _fixed(
+        _DATA,
+        "crop",
+        "fit: stretch, whatever the aspect ratio; crop: cover the size and cut"
+        " off the rest; pad: fit into the size with black around.",
+        choices=RESIZERS,
+    )
+    random_flip: bool = _fixed(
+        _DATA, False, "Mirror half of the images, others in each epoch."
+    )
+    max_bad_fraction: float = _free(
+        _DATA,
+        0.01,
+        "Damaged or unreadable images are left out and named; if more than"
+        " this fraction is, exit 3.",
+        "fraction",
+        minimum=0,
+        maximum=1,
+    )
+    max_pixels: int = _free(
+        _DATA,
+        100_000_000,
+        "Images with more pixels than this are not decoded, but left out.",
+        "pixels",
+        minimum=1,
+    )
+    data_memory_mib: int = _free(
+        _DATA,
+        4096,
+        "Decoded data up to this size are kept in memory; what is larger is"
+        " decoded while it is read. Either gives the same batches.",
+        "MiB",
+        minimum=0,
     )
     batch_size: int | None = _fixed(
         _DATA,
@@ -120,8 +197,19 @@ class Config:
         _MODEL,
         "dcgan28",
         "The two networks. dcgan28: the DCGAN of TensorFlow's tutorial, for"
-        " 28x28 grey images.",
+        " 28x28 grey images; dcgan: that of Radford et al., for any size from"
+        " 16 to 256, grey or in colours.",
         choices=MODELS,
+    )
+    model_width: int | None = _fixed(
+        _MODEL,
+        None,
+        "Channels at the full size; each halving of it doubles them, up to"
+        " 8 times. The paper's dcgan has 128.",
+        "channels",
+        minimum=1,
+        maximum=1024,
+        default_text="64 for dcgan; dcgan28 has no choice",
     )
     latent_dim: int = _fixed(
         _MODEL,
@@ -270,7 +358,16 @@ class Config:
     @property
     def global_batch_size(self) -> int:
         """`batch_size`, or the default of the data set."""
-        return self.batch_size or DEFAULT_BATCH_SIZES[self.dataset]
+        kind = self.dataset.partition(":")[0]
+        return self.batch_size or DEFAULT_BATCH_SIZES[kind]
+
+    @property
+    def height_and_width(self) -> tuple[int, int] | None:
+        """`image_size` as two numbers."""
+        if self.image_size is None:
+            return None
+        height, _, width = self.image_size.partition("x")
+        return int(height), int(width or height)
 
     @property
     def bucket(self) -> tuple[str, str] | None:
@@ -284,7 +381,9 @@ class Config:
 
     def resolve(self) -> "Config":
         """Fills in the defaults that depend on other values."""
-        workdir = self.workdir or f"./runs/{self.dataset}-{self.model}"
+        # "folder:/data/cats" has characters that no directory should have.
+        name = re.sub(r"[^\w.-]+", "_", self.dataset).strip("_")
+        workdir = self.workdir or f"./runs/{name}-{self.model}"
         local_dir = self.local_dir
         if bucket_and_prefix := _split_address(workdir):
             local_dir = local_dir or os.path.join("./runs", *bucket_and_prefix)

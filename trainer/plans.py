@@ -10,14 +10,14 @@ from absl import logging
 
 from trainer import (
     assembly,
-    data,
     distribution,
     errors,
     messages,
     run_directory,
 )
 from trainer.config import Config
-from trainer.data.array_dataset import ArrayDataset
+from trainer.data.dataset import Dataset
+from trainer.data.quarantine import told_at_the_end
 from trainer.interruption import Interruption
 from trainer.schedule import Schedule
 from trainer.storage import finder
@@ -43,7 +43,7 @@ class Plan:
     config: Config
     team: Team
     directory: run_directory.RunDirectory
-    dataset: ArrayDataset
+    dataset: Dataset
     data_digest: str
     schedule: Schedule
     store: LocalStore
@@ -83,7 +83,8 @@ def make_plan(
     if team.is_chief and not config.bucket:
         run_directory.check(config)  # That of a run in a bucket has to come.
     team.share(0)  # Or the others would learn of an error after their loading.
-    dataset = data.load(config.dataset, data_dir=config.data_dir)
+    dataset = assembly.load_data(config)
+    stack.enter_context(told_at_the_end(dataset.quarantine))
     data_digest = dataset.digest()  # Reads all of the data: once is enough.
     team.check_same_data(data_digest)
     schedule = assembly.make_schedule(config, team.strategy, dataset)

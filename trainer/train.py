@@ -87,7 +87,10 @@ def _go_on(plan: Plan, interruption: Interruption, heartbeat: Heartbeat) -> int:
     patience_secs = config.stall_timeout_secs * (1 if team.is_chief else 3)
     with Watchdog(stall_timeout_secs=patience_secs) as watchdog:
         state = assembly.build_state(
-            config, team.strategy, num_rollbacks=plan.num_rollbacks
+            config,
+            team.strategy,
+            plan.dataset.sample_shape,
+            num_rollbacks=plan.num_rollbacks,
         )
         with _keep_files(plan, state) as (outputs, save):
             team.take_over_from_chief(state.variables)
@@ -99,7 +102,7 @@ def _go_on(plan: Plan, interruption: Interruption, heartbeat: Heartbeat) -> int:
                 first_step=plan.first_step,
                 num_rollbacks=plan.num_rollbacks,
             )
-            outputs.show_real(plan.dataset.samples[: config.num_samples])
+            outputs.show_real(plan.dataset.first(config.num_samples))
             return _train(
                 train_step,
                 schedule=plan.schedule,

@@ -7,9 +7,8 @@ from absl import app, flags
 
 from tests.benchmarks import machine
 from tests.benchmarks.turns import Contestant, Group, print_group
-from trainer import data
 
-DATASET = flags.DEFINE_enum("dataset", "digits", list(data.DATASETS), "Data.")
+DATASET = flags.DEFINE_string("dataset", "digits", "Data.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Data prepared before.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images a step.", 1)
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each contestant.", 1)

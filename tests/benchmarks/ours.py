@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer import assembly, checkpoint, data, distribution, train
+from trainer import assembly, checkpoint, distribution, train
 from trainer.config import Config
 from trainer.run_directory import RunDirectory
 from trainer.storage.local import LocalStore
@@ -68,8 +68,8 @@ def run_of_nothing(**settings: Any) -> Callable[[int], None]:
     config = configure(**settings)
     strategy = start_devices(config)
     team = Team(strategy)
-    dataset = data.load(config.dataset, data_dir=config.data_dir)
-    state = assembly.build_state(config, strategy)
+    dataset = assembly.load_data(config)
+    state = assembly.build_state(config, strategy, dataset.sample_shape)
     step = assembly.build_step(config, team, dataset, state)
     make_idle(step)
     replace_batches(
@@ -103,7 +103,9 @@ def run_of_nothing(**settings: Any) -> Callable[[int], None]:
 def checkpoint_save(**settings: Any) -> Callable[[int], None]:
     """Returns what saves the state some times; the newest are kept."""
     config = configure(**settings)
-    state = assembly.build_state(config, start_devices(config))
+    strategy = start_devices(config)
+    dataset = assembly.load_data(config)
+    state = assembly.build_state(config, strategy, dataset.sample_shape)
     checkpointer = checkpoint.Checkpointer(
         objects=state.as_checkpoint(),
         store=LocalStore(Path(tempfile.mkdtemp())),
@@ -153,8 +155,8 @@ def start_devices(config: Config) -> tf.distribute.Strategy:
 def build_step(config: Config) -> TrainStep:
     """Starts TensorFlow; returns the train step, not yet traced."""
     strategy = start_devices(config)
-    dataset = data.load(config.dataset, data_dir=config.data_dir)
-    state = assembly.build_state(config, strategy)
+    dataset = assembly.load_data(config)
+    state = assembly.build_state(config, strategy, dataset.sample_shape)
     return assembly.build_step(config, Team(strategy), dataset, state)
 
 

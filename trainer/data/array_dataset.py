@@ -1,9 +1,14 @@
 """A data set that fits in memory."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import google_crc32c
 import numpy as np
+
+from trainer.data import dataset
+from trainer.data.quarantine import Quarantine
 
 _ROWS_PER_CHUNK = 4096
 
@@ -15,16 +20,49 @@ class ArrayDataset:
     Attributes:
       samples: uint8 [N, H, W, C], in 0..255.
       labels: int32 [N].
+      class_names: of the labels 0, 1, ...; empty if they have no names.
+      quarantine: the files that are not used.
+      source_digest: the fingerprint of what the samples were made from, where
+        that is known; else they are their own.
     """
 
     samples: np.ndarray
     labels: np.ndarray
+    class_names: tuple[str, ...] = ()
+    quarantine: Quarantine = dataclasses.field(default_factory=Quarantine)
+    source_digest: str | None = None
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Of one sample, such as (H, W, C)."""
+        return self.samples.shape[1:]
+
+    def first(self, count: int) -> np.ndarray:
+        """Returns the first samples, or fewer if there are fewer."""
+        return self.samples[:count]
+
+    def reader(self) -> Callable[[Any], Any]:
+        """Returns a function for graphs: int64 [B] -> uint8 samples [B, ...].
+
+        It holds a copy of the samples.
+        """
+        # Here, because what only looks at data does without the import.
+        import tensorflow as tf
+
+        # Eager tensors are captured inputs of a map function, not constants of
+        # its graph, which may not exceed 2 GB. On a GPU, they would come back
+        # for each batch.
+        with tf.device("CPU:0"):
+            samples = tf.constant(self.samples)
+        return lambda indices: tf.gather(samples, indices)
 
     def digest(self) -> str:
         """Returns a fingerprint such as "crc32c:0a1b2c3d".
 
         Checkpoints store it, so that a run is not resumed on other data.
         """
+        if self.source_digest:
+            return self.source_digest
         shape = ",".join(str(size) for size in self.samples.shape)
         crc = google_crc32c.value(shape.encode())
         # Little-endian, so that the fingerprint is that of the numbers and not
@@ -35,3 +73,8 @@ class ArrayDataset:
                 chunk = array[start : start + _ROWS_PER_CHUNK]
                 crc = google_crc32c.extend(crc, chunk.tobytes())
         return f"crc32c:{crc:08x}"
+
+    def describe(self) -> str:
+        """Returns shape, classes and size, in words."""
+        mebibytes = self.samples.nbytes / 2**20
+        return dataset.describe(self, f"in memory ({mebibytes:,.0f} MiB)")

@@ -27,12 +27,17 @@ _BACKGROUND_SHADE = 0.4
 _INK_SHADE = 0.7
 
 
-def load(*, data_dir: str | None) -> ArrayDataset:
+def load(*, data_dir: str | None, split: str | None = None) -> ArrayDataset:
     """Returns the digits as uint8 [1797, 28, 28, 1] with labels 0..9.
 
     Raises:
-      UsageError: `data_dir` is given.
+      UsageError: `data_dir` or `split` is given.
     """
+    if split is not None:
+        raise errors.UsageError(
+            f"--split={split} has no use: --dataset=digits has one part. Leave"
+            " it out, or choose another --dataset."
+        )
     if data_dir is not None:
         raise errors.UsageError(
             f"--data_dir={data_dir} has no use: --dataset=digits is embedded"
@@ -47,6 +52,7 @@ def load(*, data_dir: str | None) -> ArrayDataset:
     return ArrayDataset(
         samples=samples[..., np.newaxis],
         labels=source.target.astype(np.int32),
+        class_names=tuple("0123456789"),
     )
 
 

@@ -5,11 +5,13 @@ step to begin at, and costs nothing to get there.
 """
 
 import functools
+from collections.abc import Callable
 
 import tensorflow as tf
 
-from trainer import errors
-from trainer.data.array_dataset import ArrayDataset
+from trainer import errors, randomness
+from trainer.data import stream_options
+from trainer.data.dataset import Dataset
 
 # The third word of the shuffle's seed: with it, another use of the same cipher
 # would not repeat the order of the data.
@@ -83,7 +85,7 @@ def example_indices(
 
 
 def training_batches(
-    dataset: ArrayDataset,
+    dataset: Dataset,
     *,
     global_batch_size: int,
     num_replicas: int,
@@ -91,6 +93,7 @@ def training_batches(
     seed: int,
     local_replicas: range | None = None,
     num_parts: int = 1,
+    random_flip: bool = False,
 ) -> tf.data.Dataset:
     """Returns the endless batches of one local replica after the other.
 
@@ -104,13 +107,14 @@ def training_batches(
     replicas, the same piece of the global batch, however many they are.
 
     Args:
-      dataset: the examples; they stay in host memory, as uint8.
+      dataset: the examples; until here they are uint8, in host memory.
       global_batch_size: examples a step, over all replicas.
       num_replicas: replicas that share them, of all processes.
       first_step: the global step to begin with; beginning late costs nothing.
       seed: the run's seed, in 0..2**32 - 1.
       local_replicas: those of this process; None: all.
       num_parts: that each replica goes through its share in.
+      random_flip: mirror half of the images, other ones in each epoch.
 
     Returns:
       A dataset of {"sample": float32 [b, H, W, C] in [-1, 1], "label": int32
@@ -127,65 +131,66 @@ def training_batches(
     steps_per_epoch(len(dataset.labels), global_batch_size)
     if local_replicas is None:
         local_replicas = range(num_replicas)
-    # Eager tensors are captured inputs of the map function, not constants of
-    # its graph, which may not exceed 2 GB. On a GPU, they would come back for
-    # each batch.
+    # On a GPU, the labels would come back for each batch.
     with tf.device("CPU:0"):
-        make_batch = functools.partial(
-            _make_batch,
-            samples=tf.constant(dataset.samples),
-            labels=tf.constant(dataset.labels),
-            global_batch_size=global_batch_size,
-            num_replicas=num_replicas,
-            num_parts=num_parts,
-            seed=seed,
-            local_replicas=local_replicas,
-        )
+        labels = tf.constant(dataset.labels)
+    make_batch = functools.partial(
+        _make_batch,
+        read=dataset.reader(),
+        labels=labels,
+        global_batch_size=global_batch_size,
+        num_replicas=num_replicas,
+        num_parts=num_parts,
+        seed=seed,
+        local_replicas=local_replicas,
+        random_flip=random_flip,
+    )
     # Endless, so that no replica has to check at every step for the end.
     elements = tf.data.Dataset.counter(first_step * len(local_replicas))
-    batches = elements.map(make_batch).with_options(_options())
+    batches = elements.map(make_batch).with_options(stream_options.ordered())
     return batches.prefetch(_PREFETCHED_STEPS * len(local_replicas))
 
 
 def _make_batch(
     element: tf.Tensor,
     *,
-    samples: tf.Tensor,
+    read: Callable[[tf.Tensor], tf.Tensor],
     labels: tf.Tensor,
     global_batch_size: int,
     num_replicas: int,
     num_parts: int,
     seed: int,
     local_replicas: range,
+    random_flip: bool,
 ) -> dict[str, tf.Tensor]:
     size = global_batch_size // (num_replicas * num_parts)
     replica = local_replicas.start + element % len(local_replicas)
     blocks = tf.range(num_parts, dtype=tf.int64) * num_replicas + replica
     positions = blocks[:, tf.newaxis] * size + tf.range(size, dtype=tf.int64)
+    positions = tf.reshape(positions, [num_parts * size])
+    step = element // len(local_replicas)
     indices = example_indices(
-        element // len(local_replicas),
-        tf.reshape(positions, [num_parts * size]),
+        step,
+        positions,
         num_examples=len(labels),
         global_batch_size=global_batch_size,
         seed=seed,
     )
-    rows = tf.cast(tf.gather(samples, indices), tf.float32)
+    samples = read(indices)
+    if random_flip:
+        flips = _flips(step, global_batch_size, seed)
+        samples = tf.where(
+            tf.gather(flips, positions)[:, tf.newaxis, tf.newaxis, tf.newaxis],
+            tf.reverse(samples, axis=[2]),
+            samples,
+        )
     return {
-        "sample": rows / 127.5 - 1.0,
+        "sample": tf.cast(samples, tf.float32) / 127.5 - 1.0,
         "label": tf.gather(labels, indices),
     }
 
 
-def _options() -> tf.data.Options:
-    options = tf.data.Options()
-    # The elements are addressed to replicas already; sharding would have each
-    # worker skip some.
-    options.experimental_distribute.auto_shard_policy = (
-        tf.data.experimental.AutoShardPolicy.OFF
-    )
-    # There is nothing to tune here, and at exit each tuner's thread is waited
-    # for, up to seconds a replica.
-    options.autotune.enabled = False
-    # An element's place in the stream says whose it is and of which step.
-    options.deterministic = True
-    return options
+def _flips(step: tf.Tensor, global_batch_size: int, seed: int) -> tf.Tensor:
+    """Returns which positions of a step's global batch to mirror, bool [B]."""
+    draws = randomness.Draws(seed=seed, purpose="random flip", step=step)
+    return draws.uniform((global_batch_size,)) < 0.5

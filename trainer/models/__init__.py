@@ -1,4 +1,4 @@
-"""The networks by name. To add a model, add two functions and a line."""
+"""The networks by name. To add a model, add its functions and a line."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,23 +6,39 @@ from typing import NamedTuple
 import keras
 
 from trainer import errors
-from trainer.models import dcgan
+from trainer.models import dcgan, dcgan28
 
 
 class Model(NamedTuple):
-    """How to build the two networks of a GAN.
+    """How to build the two networks of a GAN, for samples of a shape.
 
     Attributes:
-      build_generator: (latent_dim, sync_batch_norm) -> latents to samples.
-      build_discriminator: () -> samples to logits [B, 1].
+      build_generator: (latent_dim, sample_shape, width, sync_batch_norm) ->
+        latents [B, latent_dim] to samples [B, *sample_shape].
+      build_discriminator: (sample_shape, width, sync_batch_norm) -> samples to
+        logits [B, 1].
+      can_make: whether there are such networks for a sample shape.
+      has_width: whether they come in several widths; else width is None.
     """
 
     build_generator: Callable[..., keras.Model]
-    build_discriminator: Callable[[], keras.Model]
+    build_discriminator: Callable[..., keras.Model]
+    can_make: Callable[[tuple[int, ...]], bool] = lambda sample_shape: True
+    has_width: bool = False
 
 
 MODELS = {
-    "dcgan28": Model(dcgan.dcgan28_generator, dcgan.dcgan28_discriminator),
+    "dcgan28": Model(
+        dcgan28.build_generator,
+        dcgan28.build_discriminator,
+        dcgan28.can_make,
+    ),
+    "dcgan": Model(
+        dcgan.build_generator,
+        dcgan.build_discriminator,
+        dcgan.can_make,
+        has_width=True,
+    ),
 }
 
 
@@ -37,3 +53,35 @@ def get(name: str) -> Model:
             f"--model={name} is unknown; known are: {', '.join(MODELS)}."
         )
     return MODELS[name]
+
+
+def check(
+    name: str, sample_shape: tuple[int, ...], *, width: int | None
+) -> None:
+    """Refuses a model that cannot make samples of the data's shape.
+
+    Args:
+      name: a key of `MODELS`.
+      sample_shape: such as (H, W, C).
+      width: of the networks; None for the model's own.
+
+    Raises:
+      UsageError: it cannot; the message lists the models that can.
+    """
+    model = get(name)
+    if width is not None and not model.has_width:
+        raise errors.UsageError(
+            f"--model_width={width} has no use: --model={name} has one width."
+            " Leave it out, or choose another --model."
+        )
+    if model.can_make(sample_shape):
+        return
+    shape = "x".join(map(str, sample_shape))
+    others = [n for n, other in MODELS.items() if other.can_make(sample_shape)]
+    remedy = "Change --image_size or --channels."
+    if others:
+        remedy = f"Models that can: --model={' or --model='.join(others)}."
+    raise errors.UsageError(
+        f"--model={name} cannot make samples of {shape}, which the data are."
+        f" {remedy}"
+    )

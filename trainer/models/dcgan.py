@@ -1,77 +1,171 @@
-"""The DCGAN of TensorFlow's tutorial, for 28x28 grey images.
+"""The DCGAN of the paper, for images of 16 to 256 pixels a side.
 
-After Radford, Metz and Chintala, "Unsupervised representation learning with
-deep convolutional generative adversarial networks" (arXiv:1511.06434), in the
-form of the tutorial: 5x5 kernels, batch norm in the generator only, dropout in
-the discriminator, Keras' initializers.
+Radford, Metz and Chintala, "Unsupervised representation learning with deep
+convolutional generative adversarial networks" (arXiv:1511.06434), figure 1 and
+section 3: 5x5 kernels of stride 2 and no pooling, batch norm everywhere but at
+the images, ReLU in the generator and LeakyReLU in the discriminator, all
+weights from N(0, 0.02). The scales of batch norm start from N(1, 0.02), as in
+the authors' code; there are no biases beside those of batch norm.
+
+The paper has four stages from 4x4 to 64x64. Here there are as many as halve the
+shorter side down to 4 to 7 pixels; odd sizes round up, as strides do. Latents
+are normal instead of uniform, like those of every model here.
 """
+
+import math
 
 import keras
 
 from trainer.models import layers
 
-# Keras' default in the tutorial's days and today; written out because the
-# networks are fixed by it.
-_LEAKY_SLOPE = 0.3
+_KERNEL_SIZE = 5
+_MIN_SIDE, _MAX_SIDE = 16, 256
+_SMALLEST_SIDE = 4
+# In the paper, 1024 channels at 4x4 for a width of 128; more stages than its
+# four would otherwise have most of the weights at the smallest sizes.
+_MAX_FACTOR = 8
+_DEFAULT_WIDTH = 64
+_LEAKY_SLOPE = 0.2
+_STDDEV = 0.02
+# The moving statistics, of which the samples are made, follow within tens of
+# steps.
+_MOMENTUM = 0.9
 
 
-def dcgan28_generator(
-    *, latent_dim: int, sync_batch_norm: bool = False
+def can_make(sample_shape: tuple[int, ...]) -> bool:
+    """Tells whether these networks make samples of that shape."""
+    if len(sample_shape) != 3:
+        return False
+    height, width, channels = sample_shape
+    sides_fit = all(_MIN_SIDE <= side <= _MAX_SIDE for side in (height, width))
+    return sides_fit and channels in (1, 3)
+
+
+def build_generator(
+    *,
+    latent_dim: int,
+    sample_shape: tuple[int, ...],
+    width: int | None = None,
+    sync_batch_norm: bool = False,
 ) -> keras.Model:
-    """Builds latents [B, latent_dim] -> images [B, 28, 28, 1] in [-1, 1].
+    """Builds latents [B, latent_dim] -> images [B, H, W, C] in [-1, 1].
 
     Args:
       latent_dim: size of the latent vectors.
+      sample_shape: (H, W, C).
+      width: channels at the full size, if there were any but the image's.
       sync_batch_norm: whether batch statistics are those of the global batch
         instead of each replica's.
     """
-
-    def normalize() -> keras.layers.Layer:
-        return layers.BatchNormalization(synchronized=sync_batch_norm)
-
-    def upsample(filters: int, strides: int) -> keras.layers.Layer:
-        return keras.layers.Conv2DTranspose(
-            filters, 5, strides=strides, padding="same", use_bias=False
-        )
-
-    return keras.Sequential(
-        [
-            keras.Input([latent_dim]),
-            keras.layers.Dense(7 * 7 * 256, use_bias=False),
-            normalize(),
-            keras.layers.LeakyReLU(_LEAKY_SLOPE),
-            keras.layers.Reshape([7, 7, 256]),
-            upsample(128, strides=1),  # [B, 7, 7, 128]
-            normalize(),
-            keras.layers.LeakyReLU(_LEAKY_SLOPE),
-            upsample(64, strides=2),  # [B, 14, 14, 64]
-            normalize(),
-            keras.layers.LeakyReLU(_LEAKY_SLOPE),
-            upsample(1, strides=2),  # [B, 28, 28, 1]
-            # In mixed precision, what leaves the network is float32.
-            keras.layers.Activation("tanh", dtype="float32"),
-        ],
-        name="generator",
-    )
-
-
-def dcgan28_discriminator(*, dropout_rate: float = 0.3) -> keras.Model:
-    """Builds images [B, 28, 28, 1] in [-1, 1] -> logits [B, 1]."""
-
-    def downsample(filters: int) -> list[keras.layers.Layer]:
-        return [
-            keras.layers.Conv2D(filters, 5, strides=2, padding="same"),
-            keras.layers.LeakyReLU(_LEAKY_SLOPE),
-            layers.Dropout(dropout_rate),
+    sizes = _sizes(sample_shape)
+    channels = _channels(len(sizes), width)
+    first_units = math.prod(sizes[-1]) * channels[-1]
+    network = [
+        keras.Input([latent_dim]),
+        keras.layers.Dense(
+            first_units, use_bias=False, kernel_initializer=_normal(0.0)
+        ),
+        _batch_norm(sync_batch_norm),
+        keras.layers.ReLU(),
+        keras.layers.Reshape([*sizes[-1], channels[-1]]),
+    ]
+    for stage in reversed(range(1, len(sizes) - 1)):
+        network += [
+            _upsample(channels[stage], sizes[stage + 1], sizes[stage]),
+            _batch_norm(sync_batch_norm),
+            keras.layers.ReLU(),
         ]
+    network += [
+        _upsample(sample_shape[-1], sizes[1], sizes[0]),
+        # In mixed precision, what leaves the network is float32.
+        keras.layers.Activation("tanh", dtype="float32"),
+    ]
+    return keras.Sequential(network, name="generator")
 
-    return keras.Sequential(
-        [
-            keras.Input([28, 28, 1]),
-            *downsample(64),  # [B, 14, 14, 64]
-            *downsample(128),  # [B, 7, 7, 128]
-            keras.layers.Flatten(),
-            keras.layers.Dense(1, dtype="float32"),
-        ],
-        name="discriminator",
+
+def build_discriminator(
+    *,
+    sample_shape: tuple[int, ...],
+    width: int | None = None,
+    sync_batch_norm: bool = False,
+) -> keras.Model:
+    """Builds images [B, H, W, C] in [-1, 1] -> logits [B, 1].
+
+    Args:
+      sample_shape: (H, W, C).
+      width: channels of the first layer.
+      sync_batch_norm: as in the generator.
+    """
+    channels = _channels(len(_sizes(sample_shape)), width)
+    network = [keras.Input(sample_shape)]
+    for stage, filters in enumerate(channels[1:], start=1):
+        network.append(
+            keras.layers.Conv2D(
+                filters,
+                _KERNEL_SIZE,
+                strides=2,
+                padding="same",
+                use_bias=False,
+                kernel_initializer=_normal(0.0),
+            )
+        )
+        if stage > 1:
+            network.append(_batch_norm(sync_batch_norm))
+        network.append(keras.layers.LeakyReLU(_LEAKY_SLOPE))
+    network += [
+        keras.layers.Flatten(),
+        keras.layers.Dense(
+            1,
+            use_bias=False,
+            kernel_initializer=_normal(0.0),
+            dtype="float32",
+        ),
+    ]
+    return keras.Sequential(network, name="discriminator")
+
+
+def _sizes(sample_shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Returns (height, width) at the full size and after each halving."""
+    sizes = [(sample_shape[0], sample_shape[1])]
+    num_stages = int(math.log2(min(sizes[0]) / _SMALLEST_SIDE))
+    for _ in range(num_stages):
+        height, width = sizes[-1]
+        sizes.append((-(-height // 2), -(-width // 2)))
+    return sizes
+
+
+def _channels(num_sizes: int, width: int | None) -> list[int]:
+    """Returns the channels at each size; the first entry is of no use."""
+    width = width or _DEFAULT_WIDTH
+    factors = [min(2**stage, _MAX_FACTOR) for stage in range(num_sizes - 1)]
+    return [0, *(width * factor for factor in factors)]
+
+
+def _upsample(
+    filters: int, from_size: tuple[int, int], to_size: tuple[int, int]
+) -> keras.layers.Layer:
+    return keras.layers.Conv2DTranspose(
+        filters,
+        _KERNEL_SIZE,
+        strides=2,
+        padding="same",
+        # 1 doubles a side, 0 doubles it less one pixel.
+        output_padding=tuple(
+            large - (2 * small - 1)
+            for small, large in zip(from_size, to_size, strict=True)
+        ),
+        use_bias=False,
+        kernel_initializer=_normal(0.0),
     )
+
+
+def _batch_norm(synchronized: bool) -> keras.layers.Layer:
+    return layers.BatchNormalization(
+        synchronized=synchronized,
+        momentum=_MOMENTUM,
+        gamma_initializer=_normal(1.0),
+    )
+
+
+def _normal(mean: float) -> keras.initializers.Initializer:
+    return keras.initializers.RandomNormal(mean, _STDDEV)

@@ -55,6 +55,7 @@ class BatchNormalization(keras.layers.Layer):
         synchronized: bool = False,
         momentum: float = 0.99,
         epsilon: float = 1e-3,
+        gamma_initializer: Any = "ones",
         **kwargs: Any,
     ) -> None:
         """Makes the layer.
@@ -64,15 +65,17 @@ class BatchNormalization(keras.layers.Layer):
             over each replica's share of it.
           momentum: decay of the moving statistics.
           epsilon: added to the variance.
+          gamma_initializer: of the scales, anything that Keras understands.
           **kwargs: of `keras.layers.Layer`.
         """
         super().__init__(**kwargs)
         self.synchronized = synchronized
         self.momentum = momentum
         self.epsilon = epsilon
+        self.gamma_initializer = keras.initializers.get(gamma_initializer)
 
     def build(self, input_shape: Shape) -> None:
-        def per_channel(name: str, initial: str, trainable: bool) -> Any:
+        def per_channel(name: str, initial: Any, trainable: bool) -> Any:
             return self.add_weight(
                 name=name,
                 shape=(input_shape[-1],),
@@ -82,7 +85,7 @@ class BatchNormalization(keras.layers.Layer):
                 autocast=False,
             )
 
-        self.gamma = per_channel("gamma", "ones", True)
+        self.gamma = per_channel("gamma", self.gamma_initializer, True)
         self.beta = per_channel("beta", "zeros", True)
         self.moving_mean = per_channel("moving_mean", "zeros", False)
         self.moving_variance = per_channel("moving_variance", "ones", False)
@@ -166,4 +169,7 @@ class BatchNormalization(keras.layers.Layer):
             "synchronized": self.synchronized,
             "momentum": self.momentum,
             "epsilon": self.epsilon,
+            "gamma_initializer": keras.initializers.serialize(
+                self.gamma_initializer
+            ),
         }

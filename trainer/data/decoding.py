@@ -1,0 +1,138 @@
+"""Encoded images to samples, by the decoder of each format.
+
+One function for all: what is decoded into memory, while training streams, or
+again after an error is the same to the last bit.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.data import geometry, headers
+
+# A JPEG file decodes to 1/2, 1/4 or 1/8 of its size much faster; what is left
+# is still so many times larger than the sample.
+_SPARE_FACTOR = 2
+_SHRINKING = (1, 2, 4, 8)
+
+
+def _jpeg(ratio: int) -> Callable[[tf.Tensor, int], tf.Tensor]:
+    def decode(content: tf.Tensor, channels: int) -> tf.Tensor:
+        return tf.io.decode_jpeg(
+            content,
+            channels=channels,
+            ratio=ratio,
+            # The default may be another on another machine.
+            dct_method="INTEGER_ACCURATE",
+        )
+
+    return decode
+
+
+def _png(content: tf.Tensor, channels: int) -> tf.Tensor:
+    return tf.io.decode_png(content, channels=channels)
+
+
+def _gif(content: tf.Tensor, channels: int) -> tf.Tensor:
+    # The first image only; decode_gif would decode all of them.
+    image = tf.io.decode_image(content, channels=3, expand_animations=False)
+    return geometry.set_channels(
+        tf.ensure_shape(image, [None, None, 3]), channels
+    )
+
+
+def _bmp(content: tf.Tensor, channels: int) -> tf.Tensor:
+    image = tf.io.decode_bmp(content)
+    # How many channels there are is known only now, and conversions need to
+    # know it beforehand.
+    image = image[..., :3]
+    coloured = tf.broadcast_to(
+        image, tf.concat([tf.shape(image)[:-1], [3]], axis=0)
+    )
+    return geometry.set_channels(coloured, channels)
+
+
+def _webp(content: tf.Tensor, channels: int) -> tf.Tensor:
+    # [frames, H, W, C]; animations do not come here.
+    images = tf.io.decode_webp(content, channels=3)
+    return geometry.set_channels(
+        tf.ensure_shape(images[0], [None, None, 3]), channels
+    )
+
+
+# By the numbers that `choose` gives.
+_DECODERS = (*map(_jpeg, _SHRINKING), _png, _gif, _bmp, _webp)
+_FIRST_DECODER = {
+    "JPEG": 0,
+    "PNG": 4,
+    "GIF": 5,
+    "BMP": 6,
+    "WEBP": 7,
+}
+
+
+def choose(
+    formats: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    *,
+    sample_shape: tuple[int, ...],
+) -> np.ndarray:
+    """Returns the number of the decoder for each image, int32 [N].
+
+    Args:
+      formats: [N], as indices into `headers.FORMATS`.
+      heights: [N], from the headers.
+      widths: [N].
+      sample_shape: (H, W, C) that the images will be resized to.
+    """
+    first = np.array([_FIRST_DECODER[name] for name in headers.FORMATS])
+    decoders = first[formats]
+    spare = np.minimum(heights // sample_shape[0], widths // sample_shape[1])
+    shrinking = sum(
+        (spare >= ratio * _SPARE_FACTOR).astype(int) for ratio in _SHRINKING[1:]
+    )
+    is_jpeg = formats == headers.FORMATS.index("JPEG")
+    return np.where(is_jpeg, decoders + shrinking, decoders).astype(np.int32)
+
+
+def decode(
+    content: tf.Tensor,
+    choice: tf.Tensor,
+    *,
+    decoders: tuple[int, ...],
+    sample_shape: tuple[int, ...],
+    resize: str,
+) -> tf.Tensor:
+    """Decodes one image; for graphs and eager calls.
+
+    Args:
+      content: scalar string, an encoded image.
+      choice: scalar int32, which of `decoders` to take.
+      decoders: numbers from `choose`, all that occur in the data set.
+      sample_shape: (H, W, C) of the result.
+      resize: a key of `geometry.RESIZERS`.
+
+    Returns:
+      uint8 `sample_shape`.
+
+    Raises:
+      tf.errors.InvalidArgumentError: the image is damaged.
+    """
+    height, width, channels = sample_shape
+    branches = [
+        functools.partial(_DECODERS[number], content, channels)
+        for number in decoders
+    ]
+    if len(branches) == 1:
+        image = branches[0]()
+    else:
+        image = tf.switch_case(choice, branches)
+    return geometry.resize(
+        tf.ensure_shape(image, [None, None, channels]),
+        height=height,
+        width=width,
+        how=resize,
+    )

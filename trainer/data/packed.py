@@ -1,0 +1,132 @@
+"""What `prepare` writes beside its TFRecord files, so that none is scanned.
+
+DIR/shard-00000-of-00012.tfrecord   the images
+DIR/shard-00000-of-00012.npy        where they are: one row each
+DIR/classes.json                    the names of the classes; written last
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trainer import errors
+from trainer.data import files, headers
+
+CLASSES_FILE = "classes.json"
+# First those of `records.Place`, and without the shard.
+ROW = np.dtype(
+    [
+        ("record", "<i8"),
+        ("offset", "<i8"),
+        ("num_bytes", "<i8"),
+        ("image_start", "<i8"),
+        ("image_bytes", "<i8"),
+        ("label", "<i4"),
+        ("crc", "<u4"),
+        ("format", "<i4"),
+        ("height", "<i4"),
+        ("width", "<i4"),
+        ("channels", "<i4"),
+    ]
+)
+
+
+def shard_name(number: int, count: int) -> str:
+    """Returns the file name of a shard, counted from 0."""
+    return f"shard-{number:05d}-of-{count:05d}.tfrecord"
+
+
+def list_path(shard_path: str) -> str:
+    """Returns the path of the list beside a shard."""
+    return f"{shard_path.removesuffix('.tfrecord')}.npy"
+
+
+def is_packed(paths: Sequence[str]) -> bool:
+    """Tells whether the shards are what `prepare` wrote, all in one folder.
+
+    Raises:
+      DataError: they are only a part of it.
+    """
+    folders = {path.rpartition("/")[0] for path in paths}
+    if len(folders) > 1:
+        return False
+    folder = folders.pop() or "."
+    classes_path = files.join(folder, CLASSES_FILE)
+    existing = files.list_glob(files.join(_escape(folder), "*"))
+    if classes_path not in existing:
+        if any(path.endswith(".npy") for path in existing):
+            raise errors.DataError(
+                f"{folder} is not complete: {CLASSES_FILE} is missing, which"
+                " is written last. Run the same `prepare` command again."
+            )
+        return False
+    return True
+
+
+def read_lists(
+    paths: Sequence[str],
+) -> tuple[list[tuple[Any, ...]], tuple[str, ...]]:
+    """Returns all images as (place, label, bytes, crc, header), and classes.
+
+    Raises:
+      DataError: a list is missing or does not fit its shard.
+    """
+    folder = paths[0].rpartition("/")[0] or "."
+    class_names = _read_json(files.join(folder, CLASSES_FILE))["classes"]
+    entries = []
+    for number, path in enumerate(paths):
+        for row in _read_rows(path):
+            record, offset, num_bytes, image_start, image_bytes = row[:5]
+            label, crc, image_format, height, width, channels = row[5:]
+            header = headers.Header(
+                headers.FORMATS[image_format], height, width, channels
+            )
+            place = (
+                *(number, record, offset, num_bytes),
+                *(image_start, image_bytes),
+            )
+            entries.append((place, label, image_bytes, crc, header))
+    return entries, tuple(class_names)
+
+
+def _read_rows(shard_path: str) -> list[tuple[int, ...]]:
+    path = list_path(shard_path)
+    try:
+        with files.open_binary(path) as file:
+            rows = np.load(file, allow_pickle=False)
+        with files.open_binary(shard_path) as file:
+            size = file.seek(0, os.SEEK_END)
+    except (OSError, ValueError) as error:
+        raise errors.DataError(
+            f"{path} cannot be read: {error}. Run `prepare` again."
+        ) from error
+    if rows.dtype != ROW or rows.ndim != 1:
+        raise errors.DataError(
+            f"{path} is not a list that this version wrote. Run `prepare`"
+            " again, into another folder."
+        )
+    # A record is followed by its checksum, of four bytes.
+    end = int(rows["offset"][-1] + rows["num_bytes"][-1]) + 16
+    if end != size:
+        raise errors.DataError(
+            f"{shard_path} has {size} bytes and not the {end} of its list."
+            " Fetch both again, or delete both and run `prepare` again."
+        )
+    return rows.tolist()
+
+
+def _read_json(path: str) -> Any:
+    try:
+        with files.open_binary(path) as file:
+            return json.loads(file.read())
+    except (OSError, ValueError) as error:
+        raise errors.DataError(
+            f"{path} cannot be read: {error}. Run `prepare` again."
+        ) from error
+
+
+def _escape(folder: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in folder)
