@@ -16,14 +16,21 @@ _PACKAGE = Path(trainer.__file__).parent
 # What a module of `trainer` may import of `trainer`. A new module needs a line;
 # a leaf needs an empty one. To let a leaf import a sibling, or anything but
 # these three the config, is a change of the design.
-_MAY_IMPORT_CONFIG = {"assembly", "main", "plans", "run_directory", "train"}
+_MAY_IMPORT_CONFIG = {
+    "assembly",
+    "data_tools",
+    "main",
+    "plans",
+    "run_directory",
+    "train",
+}
 _EVERYTHING = None
 _ALLOWED = {
     "": set(),
     # The story.
     "main": {
+        "command_line",
         "config",
-        "errors",
         "heartbeat",
         "interruption",
         "options",
@@ -32,7 +39,10 @@ _ALLOWED = {
     "train": _EVERYTHING,
     "plans": _EVERYTHING,
     "assembly": _EVERYTHING,
+    # Other commands.
+    "data_tools": _EVERYTHING,
     # The command line and what a run is.
+    "command_line": {"errors"},
     "config": {"errors", "options"},
     "options": {"errors"},
     "run_directory": {"atomic_file", "config", "errors"},
@@ -120,7 +130,27 @@ _ALLOWED = {
     },
     "data.mnist": {"data.array_dataset", "data.idx", "data.named", "errors"},
     "data.named": {"data.array_dataset", "data.tfds_source", "errors"},
-    "data.packed": {"data.files", "data.headers", "errors"},
+    "data.inspection": {
+        "data.dataset",
+        "data.headers",
+        "data.images",
+        "data.streamed_dataset",
+    },
+    "data.packing": {
+        "atomic_file",
+        "data.files",
+        "data.headers",
+        "data.packed",
+        "data.record_file",
+        "data.streamed_dataset",
+        "errors",
+    },
+    "data.packed": {
+        "data.files",
+        "data.headers",
+        "data.record_file",
+        "errors",
+    },
     "data.pipeline": {
         "data.dataset",
         "data.stream_options",
@@ -146,6 +176,7 @@ _ALLOWED = {
         "data.decoding",
         "data.headers",
         "data.images",
+        "data.quarantine",
         "data.stream_options",
     },
     "data.tfds_source": {
@@ -280,6 +311,7 @@ _WITHOUT_TENSORFLOW = {
     "",
     "atomic_file",
     "cluster",
+    "command_line",
     "config",
     "data",
     "data.array_dataset",
@@ -298,6 +330,7 @@ _WITHOUT_TENSORFLOW = {
     "data.record_file",
     "data.records",
     "data.tfds_source",
+    "data_tools",
     "errors",
     "health",
     "heartbeat",

@@ -351,7 +351,7 @@ def test_changed_data_is_refused(
         samples=255 - original.samples,
         labels=original.labels,
     )
-    monkeypatch.setattr(data, "load", lambda name, data_dir: changed)
+    monkeypatch.setattr(data, "load", lambda name, **kwargs: changed)
     with pytest.raises(errors.DataError, match="data has changed"):
         _run(tmp_path)
     assert runs.files(tmp_path, "**/*") == before

@@ -42,7 +42,7 @@ _fixed = functools.partial(options.declare, True)
 _free = functools.partial(options.declare, False)
 
 _RUN = "Run"
-_DATA = "Data"
+DATA = "Data"
 _MODEL = "Model and optimization"
 _SPEED = "Distribution and speed"
 _OUTPUT = "Output"
@@ -106,7 +106,7 @@ class Config:
         default_text="no limit",
     )
     dataset: str = _fixed(
-        _DATA,
+        DATA,
         "digits",
         "digits: 1,797 handwritten digits, nothing to download; mnist,"
         " fashion_mnist, cifar10: through tensorflow-datasets or from"
@@ -119,7 +119,7 @@ class Config:
         rule=f"one of {', '.join([*ARRAYS, *SOURCES.values()])}",
     )
     data_dir: str | None = _free(
-        _DATA,
+        DATA,
         None,
         "Directory with data prepared before: that of tensorflow-datasets, or"
         " the original files. Relative paths in dataset start here.",
@@ -127,7 +127,7 @@ class Config:
         default_text="that of tensorflow-datasets",
     )
     split: str | None = _fixed(
-        _DATA,
+        DATA,
         None,
         "Which part of the data: train, test, or of tfds also train[:80%] and"
         " the like; of a folder, a sub-folder.",
@@ -135,7 +135,7 @@ class Config:
         default_text="train; of a folder, all of it",
     )
     image_size: str | None = _fixed(
-        _DATA,
+        DATA,
         None,
         "Bring the images to this size: 64, or 48x64 for height x width.",
         "size",
@@ -144,23 +144,23 @@ class Config:
         rule="a size in pixels such as 64, or height x width such as 48x64",
     )
     channels: str = _fixed(
-        _DATA,
+        DATA,
         "auto",
         "1: grey; 3: colours; auto: grey if all images are, else colours.",
         choices=("auto", "1", "3"),
     )
     resize: str = _fixed(
-        _DATA,
+        DATA,
         "crop",
         "fit: stretch, whatever the aspect ratio; crop: cover the size and cut"
         " off the rest; pad: fit into the size with black around.",
         choices=RESIZERS,
     )
     random_flip: bool = _fixed(
-        _DATA, False, "Mirror half of the images, others in each epoch."
+        DATA, False, "Mirror half of the images, others in each epoch."
     )
     max_bad_fraction: float = _free(
-        _DATA,
+        DATA,
         0.01,
         "Damaged or unreadable images are left out and named; if more than"
         " this fraction is, exit 3.",
@@ -169,14 +169,14 @@ class Config:
         maximum=1,
     )
     max_pixels: int = _free(
-        _DATA,
+        DATA,
         100_000_000,
         "Images with more pixels than this are not decoded, but left out.",
         "pixels",
         minimum=1,
     )
     data_memory_mib: int = _free(
-        _DATA,
+        DATA,
         4096,
         "Decoded data up to this size are kept in memory; what is larger is"
         " decoded while it is read. Either gives the same batches.",
@@ -184,7 +184,7 @@ class Config:
         minimum=0,
     )
     batch_size: int | None = _fixed(
-        _DATA,
+        DATA,
         None,
         "Global batch: images a step, over all replicas together.",
         "images",

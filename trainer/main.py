@@ -4,15 +4,11 @@ This module is kept short on purpose: it turns the command line into a
 `Config`, calls `train.run` and turns what comes back into an exit code.
 """
 
-import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import logging as absl_logging
-
-from trainer import config, errors, interruption, options
+from trainer import command_line, config, interruption, options
 from trainer.heartbeat import Heartbeat
 
 _HELP = """\
@@ -54,33 +50,25 @@ def main(argv: Sequence[str]) -> int:
     if {"--help", "-help", "-h"}.intersection(argv[1:]):
         _print_help()
         return 0
-    try:
-        with interruption.end_at_once():
-            valid_config = _read_command_line(argv)
-            _configure_logging()
-            stall_timeout_secs = valid_config.stall_timeout_secs
-            with Heartbeat(stall_timeout_secs=stall_timeout_secs) as heartbeat:
-                from trainer import train
+    return command_line.exit_code_of(lambda: _train(argv))
 
-                return train.run(valid_config, heartbeat)
-    except errors.StoppedError as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
-    except errors.TrainerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+
+def _train(argv: Sequence[str]) -> int:
+    with interruption.end_at_once():
+        valid_config = _read_command_line(argv)
+        command_line.configure_logging()
+        stall_timeout_secs = valid_config.stall_timeout_secs
+        with Heartbeat(stall_timeout_secs=stall_timeout_secs) as heartbeat:
+            from trainer import train
+
+            return train.run(valid_config, heartbeat)
 
 
 def _print_help() -> None:
     flags_by_topic = options.help_text(config.Config)
-    try:
-        print(
-            _HELP.format(flags=flags_by_topic, recipes=_recipes()), flush=True
-        )
-    except BrokenPipeError:
-        # `--help | head` has read enough. Python flushes once more at exit,
-        # and that must not fail either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    command_line.print_help(
+        _HELP.format(flags=flags_by_topic, recipes=_recipes())
+    )
 
 
 def _read_command_line(argv: Sequence[str]) -> config.Config:
@@ -103,42 +91,6 @@ def _recipes() -> Path:
     if directory.is_relative_to(here):
         return directory.relative_to(here)
     return directory
-
-
-class _Formatter(logging.Formatter):
-    """Shows the level of a message only where it is more than information."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        if record.levelno <= logging.INFO:
-            return text
-        return f"{record.levelname.lower()}: {text}"
-
-
-def _configure_logging() -> None:
-    # 2 leaves errors. Below that, TensorFlow's C++ side reports at every start
-    # what it was compiled with; set the variable to see that. A few lines are
-    # written while TensorFlow is imported, before it looks at the variable.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter())
-    # On the root, so that the warnings of libraries look like ours.
-    logging.basicConfig(handlers=[handler])
-    absl_logging.set_verbosity(absl_logging.INFO)
-    # Not on the handler, which the progress bar replaces by its own.
-    absl_logging.get_absl_logger().addFilter(_is_for_users)
-
-
-def _is_for_users(record: logging.LogRecord) -> bool:
-    """Drops what TensorFlow's Python side tells about each save.
-
-    It speaks through the same logger as this package.
-    """
-    tensorflow = sys.modules.get("tensorflow")
-    if tensorflow is None or record.levelno > logging.INFO:
-        return True
-    package = Path(tensorflow.__file__ or "").parent
-    return not Path(record.pathname).is_relative_to(package)
 
 
 if __name__ == "__main__":

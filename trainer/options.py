@@ -69,6 +69,25 @@ def fields(config_type: type) -> Iterator[tuple[dataclasses.Field, Option]]:
             yield field, field.metadata["option"]
 
 
+def subset(config_type: type, topic: str) -> type:
+    """Returns a dataclass with the fields of one topic only."""
+    return dataclasses.make_dataclass(
+        f"{topic}Of{config_type.__name__}",
+        [
+            (
+                field.name,
+                typing.cast(type, field.type),
+                dataclasses.field(
+                    default=field.default, metadata=field.metadata
+                ),
+            )
+            for field, option in fields(config_type)
+            if option.topic == topic
+        ],
+        frozen=True,
+    )
+
+
 def check_values(config_type: type, values: Mapping[str, Any]) -> None:
     """Raises UsageError for the first value that breaks its field's rule."""
     for field, option in fields(config_type):

@@ -74,16 +74,37 @@ def stream(
       data_dir: where a relative path starts, or what tfds prepared.
       wanted: split, size, colours and so on.
     """
+    images = list_images(name, data_dir=data_dir, wanted=wanted)
+    return as_stream(images, wanted)
+
+
+def list_images(
+    name: str, *, data_dir: str | None, wanted: Wanted
+) -> ImageList:
+    """Lists the images of a data set; see `stream`.
+
+    Raises:
+      UsageError: there is no such data set, or it is one of `ARRAYS`.
+      DataError: the data are missing or damaged.
+    """
     kind, _, argument = name.partition(":")
     if kind not in SOURCES or not argument:
         known = ", ".join([*ARRAYS, *(f"{kind}:..." for kind in SOURCES)])
         raise errors.UsageError(
             f"--dataset={name} is unknown. Choose one of: {known}."
         )
+    return SOURCES[kind](argument, data_dir=data_dir, wanted=wanted)
+
+
+def as_stream(images: ImageList, wanted: Wanted) -> "StreamedDataset":
+    """Makes a list of images ready to be streamed.
+
+    Raises:
+      DataError: the images' sizes differ, and none is wanted.
+    """
     # Here, because the import takes seconds that arrays need not pay.
     from trainer.data.streamed_dataset import StreamedDataset
 
-    images = SOURCES[kind](argument, data_dir=data_dir, wanted=wanted)
     return StreamedDataset(
         images,
         sample_shape=images.sample_shape(wanted),
@@ -111,6 +132,8 @@ __all__ = [
     "ArrayDataset",
     "Dataset",
     "Wanted",
+    "as_stream",
+    "list_images",
     "load",
     "stream",
 ]

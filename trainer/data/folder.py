@@ -102,8 +102,9 @@ def list_images(path: str, *, data_dir: str | None, wanted: Wanted) -> Any:
     quarantine.check(len(entries))
     if not entries:
         raise errors.DataError(
-            f"{root} holds no image. Put JPEG, PNG, GIF, BMP or WebP files"
-            " into it, or into one sub-folder for each class."
+            f"{root} holds no image that can be used. Put JPEG, PNG, GIF, BMP"
+            " or WebP files into it, or into one sub-folder for each class."
+            f" {quarantine.summary()}"
         )
     image_list = images.make_list(
         entries,

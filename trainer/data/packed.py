@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from trainer import errors
-from trainer.data import files, headers
+from trainer.data import files, headers, record_file
 
 CLASSES_FILE = "classes.json"
 # First those of `records.Place`, and without the shard.
@@ -108,8 +108,10 @@ def _read_rows(shard_path: str) -> list[tuple[int, ...]]:
             f"{path} is not a list that this version wrote. Run `prepare`"
             " again, into another folder."
         )
-    # A record is followed by its checksum, of four bytes.
-    end = int(rows["offset"][-1] + rows["num_bytes"][-1]) + 16
+    end = 0
+    if len(rows):
+        end = int(rows["offset"][-1] + rows["num_bytes"][-1])
+        end += record_file.HEADER_BYTES + record_file.FOOTER_BYTES
     if end != size:
         raise errors.DataError(
             f"{shard_path} has {size} bytes and not the {end} of its list."

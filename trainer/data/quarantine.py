@@ -40,6 +40,11 @@ class Quarantine:
         with self._lock:
             return dict(self._reasons)
 
+    @property
+    def bad_fraction(self) -> float:
+        """The bad part of all files, in 0..1."""
+        return self._num_bad / max(self._num_found, 1)
+
     def add(self, name: str, reason: str, *, count: int = 1) -> None:
         """Takes a file that is left out.
 
@@ -134,12 +139,11 @@ def _some(reasons: dict[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def told_at_the_end(quarantine: Quarantine) -> Iterator[None]:
-    """Tells of the files that were not used when it is left.
+def own_failure(quarantine: Quarantine) -> Iterator[None]:
+    """Reads within it end with our error, not with what TensorFlow makes of it.
 
     Raises:
-      DataError: the reason why reading ended, in place of the error that
-        TensorFlow makes of it.
+      DataError: the reason why reading ended.
     """
     try:
         yield
@@ -149,6 +153,18 @@ def told_at_the_end(quarantine: Quarantine) -> Iterator[None]:
         if quarantine.failure is None:
             raise
         raise quarantine.failure from error
+
+
+@contextlib.contextmanager
+def told_at_the_end(quarantine: Quarantine) -> Iterator[None]:
+    """Tells of the files that were not used when it is left.
+
+    Raises:
+      DataError: the reason why reading ended, if it did.
+    """
+    try:
+        with own_failure(quarantine):
+            yield
     finally:
         if summary := quarantine.summary():
             logging.warning("%s", summary)

@@ -192,7 +192,8 @@ def scan_shards(
     if not entries:
         raise errors.DataError(
             f"{shards[0].path} and the other {len(shards) - 1} file(s) hold no"
-            " image. Correct --dataset."
+            " image that can be used. Correct --dataset."
+            f" {quarantine.summary()}"
         )
     labels = {entry.label for entry in entries}
     if min(labels) < 0 or (class_names and max(labels) >= len(class_names)):

@@ -18,6 +18,7 @@ from trainer.data import dataset, decoding, stream_options
 from trainer.data.array_dataset import ArrayDataset
 from trainer.data.headers import BadImage
 from trainer.data.images import ImageList
+from trainer.data.quarantine import own_failure
 
 _REMOTE_READS = 64
 _BATCH_IN_ORDER = 256
@@ -48,7 +49,7 @@ class StreamedDataset:
         self.class_names = images.class_names
         self.quarantine = images.quarantine
         self.sample_shape = sample_shape
-        self._resize = resize
+        self.resize = resize
         numbers = decoding.choose(
             images.formats,
             images.heights,
@@ -130,7 +131,11 @@ class StreamedDataset:
         return read
 
     def in_order(self) -> Iterator[np.ndarray]:
-        """Yields all samples, uint8 [b, H, W, C], in the order of the list."""
+        """Yields all samples, uint8 [b, H, W, C], in the order of the list.
+
+        Raises:
+          DataError: too many of them are bad.
+        """
         count = len(self.labels)
         read = self.reader()
 
@@ -141,12 +146,13 @@ class StreamedDataset:
         starts = tf.data.Dataset.range(0, count, _BATCH_IN_ORDER)
         batches = starts.map(read_from).prefetch(1)
         batches = batches.with_options(stream_options.ordered())
-        for start, batch in zip(
-            range(0, count, _BATCH_IN_ORDER),
-            batches.as_numpy_iterator(),
-            strict=True,
-        ):
-            yield batch[: count - start]
+        with own_failure(self.quarantine):
+            for start, batch in zip(
+                range(0, count, _BATCH_IN_ORDER),
+                batches.as_numpy_iterator(),
+                strict=True,
+            ):
+                yield batch[: count - start]
 
     def in_memory(self) -> ArrayDataset:
         """Returns the same samples, decoded; see `Dataset` for the rest."""
@@ -168,15 +174,23 @@ class StreamedDataset:
             source_digest=self.digest(),
         )
 
-    def read_strictly(self, index: int) -> np.ndarray:
-        """Returns one sample.
+    def read_encoded(self, index: int) -> bytes:
+        """Returns an encoded image; a busy server is asked again.
 
         Raises:
-          BadImage: it cannot be read or decoded.
+          BadImage: it cannot be read.
         """
         content = self._read_patiently(index)
         if len(content) != self.images.num_bytes[index]:
             raise BadImage("it has changed since the start")
+        return content
+
+    def decode(self, index: int, content: bytes) -> np.ndarray:
+        """Returns the sample, uint8 [H, W, C], of an encoded image.
+
+        Raises:
+          BadImage: it is damaged.
+        """
         try:
             with tf.device("CPU:0"):
                 return self._decode(
@@ -191,7 +205,7 @@ class StreamedDataset:
             tf.cast(choice, tf.int32),
             decoders=self._decoders,
             sample_shape=self.sample_shape,
-            resize=self._resize,
+            resize=self.resize,
         )
 
     def _read_one_by_one(self, indices: np.ndarray) -> np.ndarray:
@@ -202,7 +216,8 @@ class StreamedDataset:
         first = int(np.searchsorted(same_class, index))
         for candidate in np.roll(same_class, -first):
             try:
-                return self.read_strictly(int(candidate))
+                content = self.read_encoded(int(candidate))
+                return self.decode(int(candidate), content)
             except BadImage as bad:
                 name = self.images.storage.name(int(candidate))
                 self.quarantine.replace(name, str(bad))
@@ -213,7 +228,6 @@ class StreamedDataset:
         )
 
     def _read_patiently(self, index: int) -> bytes:
-        """Reads a file; a server that is busy for a moment is asked again."""
         for attempt in range(_READ_ATTEMPTS):
             try:
                 return self.images.storage.read(index)

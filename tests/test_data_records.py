@@ -1,0 +1,333 @@
+"""TFRecord files: ours and anybody's, whole and damaged, in any order."""
+
+import itertools
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import image_files
+from trainer import data, errors
+from trainer.data import packed, packing, pipeline, record_file, records
+
+
+def example(image=None, label=None, **others):
+    def feature(value):
+        if isinstance(value, bytes):
+            return tf.train.Feature(
+                bytes_list=tf.train.BytesList(value=[value])
+            )
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+
+    values = {"image": image, "label": label, **others}
+    features = {k: feature(v) for k, v in values.items() if v is not None}
+    return tf.train.Example(
+        features=tf.train.Features(feature=features)
+    ).SerializeToString()
+
+
+def write_shards(
+    folder: pathlib.Path, *, num_shards: int = 2, per_shard: int = 5, **kwargs
+) -> None:
+    """Writes with TensorFlow's own writer, as anybody would."""
+    folder.mkdir(exist_ok=True)
+    for shard in range(num_shards):
+        path = str(folder / f"part-{shard}.tfrecord")
+        with tf.io.TFRecordWriter(path, **kwargs) as writer:
+            for number in range(per_shard):
+                seed = shard * per_shard + number
+                content = image_files.encode(image_files.pixels(seed))
+                writer.write(example(content, seed % 3))
+
+
+def stream(pattern, **wanted):
+    return data.stream(
+        f"tfrecord:{pattern}", data_dir=None, wanted=data.Wanted(**wanted)
+    )
+
+
+def labels_and_samples(dataset, num_batches=8, batch_size=4, **kwargs):
+    stream = pipeline.training_batches(
+        dataset,
+        global_batch_size=batch_size,
+        num_replicas=1,
+        first_step=0,
+        seed=0,
+        **kwargs,
+    )
+    return [
+        (batch["label"].numpy().tolist(), batch["sample"].numpy().tobytes())
+        for batch in itertools.islice(stream, num_batches)
+    ]
+
+
+def test_reads_what_tensorflow_writes(tmp_path):
+    write_shards(tmp_path)
+    dataset = stream(tmp_path / "*.tfrecord")
+    assert dataset.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    assert dataset.class_names == ("0", "1", "2")
+    expected = [image_files.pixels(seed) for seed in range(10)]
+    np.testing.assert_array_equal(dataset.first(10), expected)
+    np.testing.assert_array_equal(dataset.in_memory().samples, expected)
+    # Streamed in an order of its own: two epochs.
+    assert labels_and_samples(dataset, 4) == labels_and_samples(
+        dataset.in_memory(), 4
+    )
+    assert dataset.images.storage.name(7) == "part-1.tfrecord, record 2"
+
+
+def test_writes_what_tensorflow_reads(tmp_path):
+    payloads = [b"", b"abc", bytes(10_000)]
+    path = tmp_path / "file"
+    path.write_bytes(b"".join(map(record_file.frame, payloads)))
+    read = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+    assert list(read) == payloads
+
+
+@pytest.mark.parametrize(
+    ("image_key", "label_key"),
+    [("image/encoded", "image/class/label"), ("image_raw", "label")],
+)
+def test_knows_the_names_of_other_converters(tmp_path, image_key, label_key):
+    content = image_files.encode(image_files.pixels(0))
+    payload = example(**{image_key: content, label_key: 1})
+    (tmp_path / "x").write_bytes(record_file.frame(payload))
+    assert stream(tmp_path / "x").labels.tolist() == [1]
+
+
+def test_without_labels_all_are_of_one_class(tmp_path):
+    payload = example(image_files.encode(image_files.pixels(0)))
+    (tmp_path / "x").write_bytes(record_file.frame(payload) * 3)
+    dataset = stream(tmp_path / "x")
+    assert dataset.labels.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("place", ["payload", "checksum"])
+def test_a_damaged_record_is_left_out(tmp_path, place):
+    write_shards(tmp_path)
+    path = tmp_path / "part-1.tfrecord"
+    content = bytearray(path.read_bytes())
+    [length] = np.frombuffer(content[:8], "<u8")
+    content[int(length) + (6 if place == "payload" else 13)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(errors.DataError, match="1 of 10 images"):
+        stream(tmp_path / "*")
+    dataset = stream(tmp_path / "*", max_bad_fraction=0.1)
+    assert len(dataset.labels) == 9
+    assert dataset.quarantine.reasons == {
+        "part-1.tfrecord, record 0": "its checksum is wrong"
+    }
+
+
+@pytest.mark.parametrize("damage", ["truncated", "length"])
+def test_what_lies_behind_a_break_is_lost_and_estimated(tmp_path, damage):
+    write_shards(tmp_path, per_shard=10)
+    path = tmp_path / "part-0.tfrecord"
+    content = path.read_bytes()
+    if damage == "truncated":
+        content = content[: len(content) // 2]
+    else:
+        offsets = [
+            o for o, _ in record_file.scan(path.open("rb"), len(content))
+        ]
+        place = offsets[6]
+        content = content[:place] + b"\xff" + content[place + 1 :]
+    path.write_bytes(content)
+    dataset = stream(tmp_path / "*", max_bad_fraction=0.5)
+    [(name, reason)] = dataset.quarantine.reasons.items()
+    assert name.startswith("part-0.tfrecord from byte ")
+    if damage == "truncated":
+        assert "ends within a record; about 1 record" in reason
+    else:
+        assert len(dataset.labels) == 16
+        assert "about 4 record(s) are lost" in reason
+        with pytest.raises(errors.DataError, match="4 of 20 images"):
+            stream(tmp_path / "*", max_bad_fraction=0.15)
+
+
+def test_bad_images_within_good_records(tmp_path):
+    good = image_files.encode(image_files.pixels(0))
+    bad = [content for content, _ in image_files.bad_files().values()]
+    payloads = [example(content, 0) for content in [good, *bad, good]]
+    payloads.append(b"no protocol buffer")
+    (tmp_path / "x").write_bytes(b"".join(map(record_file.frame, payloads)))
+    dataset = stream(tmp_path / "x", max_bad_fraction=0.9)
+    assert len(dataset.labels) == 2
+    reasons = dataset.quarantine.reasons
+    assert len(reasons) == len(bad) + 1
+    assert "no tf.train.Example" in reasons[f"x, record {len(bad) + 2}"]
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda f: write_shards(f, options="GZIP"), "is compressed"),
+        (lambda f: (f / "x").write_bytes(b"text"), "no TFRecord|ends within"),
+        (lambda f: (f / "x").write_bytes(b""), "hold no image"),
+        (
+            lambda f: (f / "x").write_bytes(
+                record_file.frame(example(None, 1, picture=b"x"))
+            ),
+            "no image under image or image/encoded.*: record 0 has label, pict",
+        ),
+        (
+            lambda f: (f / "x").write_bytes(
+                record_file.frame(
+                    example(image_files.encode(image_files.pixels(0)), -1)
+                )
+            ),
+            "from -1 to -1",
+        ),
+        (lambda f: None, "No file matches"),
+    ],
+)
+def test_files_of_another_kind(tmp_path, write, message):
+    write(tmp_path)
+    with pytest.raises(errors.DataError, match=message):
+        stream(tmp_path / "*")
+
+
+def test_a_split_has_no_use(tmp_path):
+    with pytest.raises(errors.UsageError, match="pattern chooses"):
+        stream(tmp_path / "*", split="test")
+
+
+def test_a_record_that_changes_meanwhile_is_replaced(tmp_path):
+    write_shards(tmp_path)
+    dataset = stream(tmp_path / "*", max_bad_fraction=0.1)
+    path = tmp_path / "part-0.tfrecord"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    samples = dataset.first(10)
+    np.testing.assert_array_equal(samples[0], image_files.pixels(3))
+    assert dataset.quarantine.reasons == {
+        "part-0.tfrecord, record 0": "its checksum is wrong"
+    }
+
+
+# Packing.
+
+
+@pytest.fixture(name="folder")
+def _folder(tmp_path):
+    image_files.write_folder(tmp_path / "images", 10)
+    return tmp_path / "images"
+
+
+def folder_stream(folder, **wanted):
+    return data.stream(
+        f"folder:{folder}", data_dir=None, wanted=data.Wanted(**wanted)
+    )
+
+
+def pack(source, output, as_samples=False):
+    return packing.pack(source, output, shard_bytes=4000, as_samples=as_samples)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("as_samples", [True, False])
+def test_a_packed_folder_gives_the_same_batches(
+    folder, tmp_path, as_samples, in_memory
+):
+    wanted = {"image_size": (24, 16)} if as_samples else {}
+    source = folder_stream(folder, **wanted)
+    output = tmp_path / "packed"
+    result = pack(source, output, as_samples)
+    assert result.num_images == 20 and result.num_shards > 2
+    dataset = stream(output / "*.tfrecord")  # In its own size.
+    assert dataset.sample_shape == source.sample_shape
+    assert dataset.class_names == source.class_names
+    if in_memory:
+        dataset = dataset.in_memory()
+    assert labels_and_samples(dataset, 12) == labels_and_samples(source, 12)
+
+
+def test_packed_files_are_not_scanned_and_anybody_can_read_them(
+    folder, tmp_path, monkeypatch
+):
+    output = tmp_path / "packed"
+    pack(folder_stream(folder), output)
+    with monkeypatch.context() as patch:
+        patch.setattr(record_file, "scan", None)
+        listed = stream(output / "*.tfrecord")
+    # Without our lists, they are like anybody's.
+    for path in [*output.glob("*.npy"), *output.glob("*.json")]:
+        path.unlink()
+    scanned = stream(output / "*.tfrecord")
+    np.testing.assert_array_equal(listed.first(20), scanned.first(20))
+    np.testing.assert_array_equal(listed.labels, scanned.labels)
+    np.testing.assert_array_equal(listed.images.crcs, scanned.images.crcs)
+
+
+def test_packing_goes_on_where_it_was_stopped(folder, tmp_path, monkeypatch):
+    source = folder_stream(folder)
+    whole = tmp_path / "whole"
+    num_shards = pack(source, whole).num_shards
+    broken = tmp_path / "broken"
+    written = []
+    write = packing._write_shard
+
+    def write_two(source, path, *args):
+        if len(written) == 2:
+            (path.parent / f".{path.name}.tmp-0").write_bytes(b"half a shard")
+            raise KeyboardInterrupt
+        written.append(path)
+        write(source, path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_write_shard", write_two)
+        with pytest.raises(KeyboardInterrupt):
+            pack(source, broken)
+    with pytest.raises(errors.DataError, match="not complete"):
+        stream(broken / "*.tfrecord")
+    before = {path: path.stat().st_mtime_ns for path in written}
+    assert pack(source, broken).num_written == num_shards - 2
+    assert before == {path: path.stat().st_mtime_ns for path in written}
+    for path in whole.iterdir():
+        assert (broken / path.name).read_bytes() == path.read_bytes()
+    assert pack(source, broken).num_written == 0
+
+
+def test_two_data_sets_do_not_get_into_one_folder(folder, tmp_path):
+    output = tmp_path / "packed"
+    pack(folder_stream(folder), output)
+    (folder / "cat" / "0000.jpg").unlink()
+    with pytest.raises(errors.UsageError, match="another data set"):
+        pack(folder_stream(folder), output)
+    with pytest.raises(errors.UsageError, match="not empty"):
+        pack(folder_stream(folder), folder)
+
+
+def test_damaged_bodies_are_not_packed(folder, tmp_path):
+    path = folder / "cat" / "0003.jpg"
+    path.write_bytes(image_files.damage(path.read_bytes()))
+    result = pack(folder_stream(folder), tmp_path / "packed")
+    assert result.num_images == 19
+    assert result.bad.keys() == {"cat/0003.jpg"}
+    assert len(stream(tmp_path / "packed" / "*.tfrecord").labels) == 19
+
+
+@pytest.mark.parametrize("what", ["list", "shard", "other list"])
+def test_a_list_that_does_not_fit_is_refused(folder, tmp_path, what):
+    output = tmp_path / "packed"
+    pack(folder_stream(folder), output)
+    shard = sorted(output.glob("*.tfrecord"))[0]
+    path = pathlib.Path(packed.list_path(str(shard)))
+    if what == "list":
+        path.unlink()
+    elif what == "shard":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    else:
+        np.save(path, np.zeros([3]))
+    with pytest.raises(errors.DataError, match=str(shard.stem)):
+        stream(output / "*.tfrecord")
+
+
+def test_names_tell_where_an_image_is(tmp_path):
+    storage = records.RecordStorage(
+        ["gs://bucket/x.tfrecord"], [records.Place(0, 5, 0, 0, 0, 0)]
+    )
+    assert storage.name(0) == "x.tfrecord, record 5"
+    assert storage.is_remote

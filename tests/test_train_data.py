@@ -1,0 +1,142 @@
+"""Whole runs on image files, small ones, in this process."""
+
+import json
+import pathlib
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests import image_files, runs
+from trainer import errors, train
+from trainer.config import Config
+
+
+@pytest.fixture(name="folder", scope="module")
+def _folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    image_files.write_folder(folder, 12)
+    return folder
+
+
+def run(workdir: pathlib.Path, folder: pathlib.Path, **changes) -> int:
+    values = {
+        "workdir": str(workdir),
+        "dataset": f"folder:{folder}",
+        "model": "dcgan",
+        "model_width": 4,
+        "latent_dim": 8,
+        "batch_size": 8,
+        "epochs": 2,
+        "num_logical_cpus": 1,
+        "steps_per_loop": 2,
+        "num_samples": 4,
+        **changes,
+    }
+    config = Config(**values)
+    config.validate()
+    return train.run(config.resolve())
+
+
+def real(workdir: pathlib.Path) -> np.ndarray:
+    return np.asarray(PIL.Image.open(workdir / "samples" / "real.png"))
+
+
+def test_trains_on_a_folder_in_colours_and_streaming_changes_no_bit(
+    folder, tmp_path
+):
+    assert run(tmp_path / "memory", folder) == 0
+    streamed = {"data_memory_mib": 0}
+    # Stopped within the second epoch, too.
+    assert run(tmp_path / "streamed", folder, max_steps=4, **streamed) == 0
+    assert run(tmp_path / "streamed", folder, **streamed) == 0
+    runs.assert_same(tmp_path / "memory", tmp_path / "streamed")
+    assert len(runs.records(tmp_path / "memory")) == 4
+    assert real(tmp_path / "memory").shape[-1] == 3
+    assert (tmp_path / "memory" / "samples" / "training.gif").exists()
+
+
+def test_trains_on_a_rectangular_size_with_flips_on_two_replicas(
+    folder, tmp_path
+):
+    assert (
+        run(
+            tmp_path,
+            folder,
+            image_size="20x36",
+            channels="1",
+            random_flip=True,
+            num_logical_cpus=2,
+            sync_batch_norm=True,
+            max_steps=2,
+        )
+        == 0
+    )
+    grid = real(tmp_path)
+    # Two rows and two columns of 20x36, with 2 pixels around each.
+    factor = round(480 / 78)
+    assert grid.shape == (factor * 46, factor * 78)
+    assert (tmp_path / "samples" / "epoch_0001.png").exists() is False
+    record = runs.records(tmp_path)[-1]
+    assert np.isfinite([record["g_loss"], record["d_loss"]]).all()
+
+
+def test_the_model_must_fit_the_data(folder, tmp_path):
+    with pytest.raises(errors.UsageError, match="32x32x3.*--model=dcgan"):
+        run(tmp_path / "run", folder, model="dcgan28", model_width=None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_little_data_for_a_batch(folder, tmp_path):
+    with pytest.raises(errors.DataError, match="24 examples.*32"):
+        run(tmp_path / "run", folder, batch_size=32)
+
+
+def test_data_that_changed_is_refused(folder, tmp_path):
+    copy = tmp_path / "copy"
+    image_files.write_folder(copy, 12)
+    assert run(tmp_path / "run", copy, max_steps=1) == 0
+    (copy / "cat" / "0000.jpg").unlink()
+    with pytest.raises(errors.DataError, match="data has changed"):
+        run(tmp_path / "run", copy)
+
+
+def damaged(tmp_path: pathlib.Path, count: int) -> pathlib.Path:
+    folder = tmp_path / "damaged"
+    image_files.write_folder(folder, 12)
+    for number in range(count):
+        path = folder / "dog" / f"{number:04d}.jpg"
+        path.write_bytes(image_files.damage(path.read_bytes()))
+    return folder
+
+
+@pytest.mark.parametrize("data_memory_mib", [0, 1])
+def test_what_turned_out_damaged_is_told_at_the_end(
+    tmp_path, caplog, data_memory_mib
+):
+    folder = damaged(tmp_path, 1)
+    changes = {"max_bad_fraction": 0.1, "data_memory_mib": data_memory_mib}
+    assert run(tmp_path / "run", folder, **changes) == 0
+    told = [record.getMessage() for record in caplog.records]
+    [*_, last] = (text for text in told if "are not used" in text)
+    assert "1 of 24 images are not used (1 of them replaced)" in last
+    assert "dog/0000.jpg (jpeg::Uncompress failed" in last
+
+
+def test_too_much_of_it_stops_before_training_or_in_the_middle(tmp_path):
+    folder = damaged(tmp_path, 4)
+    for name, data_memory_mib in (("memory", 1), ("streamed", 0)):
+        with pytest.raises(errors.DataError, match="of 24 images cannot"):
+            run(
+                tmp_path / name,
+                folder,
+                max_bad_fraction=0.1,
+                data_memory_mib=data_memory_mib,
+            )
+    assert not (tmp_path / "memory").exists()
+
+
+def test_the_run_directory_is_named_by_the_data(folder):
+    config = Config(dataset="folder:/data/cats & dogs", model="dcgan")
+    assert config.resolve().workdir == "./runs/folder_data_cats_dogs-dcgan"
+    assert json.loads(config.to_json())["dataset"] == config.dataset
