@@ -98,7 +98,7 @@ def test_photographs_come_out_small_and_recognizable(photographs, resize):
     )
     samples = in_memory.samples
     assert samples.shape == (18, 48, 64, 3)
-    np.testing.assert_array_equal(samples, streamed.first(18))
+    np.testing.assert_array_equal(samples, streamed.at(np.arange(18)))
     original = PIL.Image.open(photographs / "flower" / "4.jpg")
     if resize == "crop":
         original = original.crop((36, 0, 463, 320))

@@ -68,7 +68,7 @@ def test_reads_what_tensorflow_writes(tmp_path):
     assert dataset.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
     assert dataset.class_names == ("0", "1", "2")
     expected = [image_files.pixels(seed) for seed in range(10)]
-    np.testing.assert_array_equal(dataset.first(10), expected)
+    np.testing.assert_array_equal(dataset.at(np.arange(10)), expected)
     np.testing.assert_array_equal(dataset.in_memory().samples, expected)
     # Streamed in an order of its own: two epochs.
     assert labels_and_samples(dataset, 4) == labels_and_samples(
@@ -200,7 +200,7 @@ def test_a_record_that_changes_meanwhile_is_replaced(tmp_path):
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    samples = dataset.first(10)
+    samples = dataset.at(np.arange(10))
     np.testing.assert_array_equal(samples[0], image_files.pixels(3))
     assert dataset.quarantine.reasons == {
         "part-0.tfrecord, record 0": "its checksum is wrong"
@@ -256,7 +256,9 @@ def test_packed_files_are_not_scanned_and_anybody_can_read_them(
     for path in [*output.glob("*.npy"), *output.glob("*.json")]:
         path.unlink()
     scanned = stream(output / "*.tfrecord")
-    np.testing.assert_array_equal(listed.first(20), scanned.first(20))
+    np.testing.assert_array_equal(
+        listed.at(np.arange(20)), scanned.at(np.arange(20))
+    )
     np.testing.assert_array_equal(listed.labels, scanned.labels)
     np.testing.assert_array_equal(listed.images.crcs, scanned.images.crcs)
 

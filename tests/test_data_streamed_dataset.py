@@ -88,7 +88,9 @@ def test_in_memory_and_streamed_are_the_same(root, channels):
     assert in_memory.digest() == streamed.digest()
     assert in_memory.sample_shape == streamed.sample_shape
     assert in_memory.class_names == streamed.class_names == ("a", "b")
-    np.testing.assert_array_equal(in_memory.first(9), streamed.first(9))
+    np.testing.assert_array_equal(
+        in_memory.at(np.arange(9)), streamed.at(np.arange(9))
+    )
     # Three epochs.
     assert_same(batches(streamed, 21), batches(in_memory, 21))
 

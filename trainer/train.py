@@ -17,6 +17,7 @@ from trainer import (
 )
 from trainer.background import BackgroundSaver
 from trainer.config import Config
+from trainer.data.dataset import spread
 from trainer.finiteness import FiniteCheck
 from trainer.heartbeat import Heartbeat
 from trainer.interruption import Interruption
@@ -102,7 +103,7 @@ def _go_on(plan: Plan, interruption: Interruption, heartbeat: Heartbeat) -> int:
                 first_step=plan.first_step,
                 num_rollbacks=plan.num_rollbacks,
             )
-            outputs.show_real(plan.dataset.first(config.num_samples))
+            outputs.show_real(spread(plan.dataset, config.num_samples))
             return _train(
                 train_step,
                 schedule=plan.schedule,

@@ -17,7 +17,7 @@ from tests.benchmarks import command, ours
 from tests.benchmarks.turns import Group
 from trainer import data
 from trainer.config import Config
-from trainer.data import pipeline
+from trainer.data import pipeline, stream_options
 from trainer.train_step import TrainStep
 
 # In a turn, so many times --steps, of steps that compute nothing.
@@ -88,7 +88,7 @@ def _indices(config: Config, num_examples: int) -> tf.data.Dataset:
 
 
 def _as_in_training(batches: tf.data.Dataset) -> tf.data.Dataset:
-    batches = batches.with_options(pipeline._options())
+    batches = batches.with_options(stream_options.ordered())
     return batches.prefetch(pipeline._PREFETCHED_STEPS)
 
 

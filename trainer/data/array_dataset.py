@@ -37,9 +37,9 @@ class ArrayDataset:
         """Of one sample, such as (H, W, C)."""
         return self.samples.shape[1:]
 
-    def first(self, count: int) -> np.ndarray:
-        """Returns the first samples, or fewer if there are fewer."""
-        return self.samples[:count]
+    def at(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the samples at some places."""
+        return self.samples[indices]
 
     def reader(self) -> Callable[[Any], Any]:
         """Returns a function for graphs: int64 [B] -> uint8 samples [B, ...].

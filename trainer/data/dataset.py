@@ -54,8 +54,8 @@ class Dataset(Protocol):
     def sample_shape(self) -> tuple[int, ...]:
         """Of one sample, such as (H, W, C)."""
 
-    def first(self, count: int) -> np.ndarray:
-        """Returns the first samples, or fewer if there are fewer: uint8."""
+    def at(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the samples at some places, uint8 [B, ...]."""
 
     def reader(self) -> Callable[[Any], Any]:
         """Returns a function for graphs: int64 [B] -> uint8 samples [B, ...].
@@ -68,6 +68,18 @@ class Dataset(Protocol):
 
     def describe(self) -> str:
         """Returns shape, classes, and where the samples are, in words."""
+
+
+def spread(dataset: Dataset, count: int) -> np.ndarray:
+    """Returns some samples of all parts of the data: the order is by class.
+
+    Args:
+      dataset: of uint8 samples.
+      count: how many, or fewer if there are fewer.
+    """
+    num_examples = len(dataset.labels)
+    places = np.linspace(0, num_examples - 1, min(count, num_examples))
+    return dataset.at(places.round().astype(np.int64))
 
 
 def num_classes(dataset: Dataset) -> int:

@@ -104,9 +104,9 @@ class _Statistics:
 
 
 def _chunks(dataset: Dataset) -> Iterator[np.ndarray]:
-    samples = dataset.first(len(dataset.labels))
-    for start in range(0, len(samples), _ROWS_PER_CHUNK):
-        yield samples[start : start + _ROWS_PER_CHUNK]
+    indices = np.arange(len(dataset.labels))
+    for start in range(0, len(indices), _ROWS_PER_CHUNK):
+        yield dataset.at(indices[start : start + _ROWS_PER_CHUNK])
 
 
 def _misnamed(images: ImageList) -> str:

@@ -75,10 +75,13 @@ class StreamedDataset:
             self, f"streamed (decoded it would be {gibibytes:,.1f} GiB)"
         )
 
-    def first(self, count: int) -> np.ndarray:
-        """Returns the first samples, or fewer if there are fewer."""
-        indices = range(min(count, len(self.labels)))
-        return self._read_one_by_one(np.array(indices, np.int64))
+    def at(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the samples at some places.
+
+        Raises:
+          DataError: too many of them are bad.
+        """
+        return np.stack([self._read_or_replace(int(i)) for i in indices])
 
     def reader(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """Returns a function for graphs: int64 [B] -> uint8 samples [B, ...].
@@ -115,9 +118,7 @@ class StreamedDataset:
             )
             carefully = whole.map(
                 lambda indices: tf.ensure_shape(
-                    tf.numpy_function(
-                        self._read_one_by_one, [indices], tf.uint8
-                    ),
+                    tf.numpy_function(self.at, [indices], tf.uint8),
                     shape,
                 )
             )
@@ -207,9 +208,6 @@ class StreamedDataset:
             sample_shape=self.sample_shape,
             resize=self.resize,
         )
-
-    def _read_one_by_one(self, indices: np.ndarray) -> np.ndarray:
-        return np.stack([self._read_or_replace(int(i)) for i in indices])
 
     def _read_or_replace(self, index: int) -> np.ndarray:
         same_class = np.flatnonzero(self.labels == self.labels[index])

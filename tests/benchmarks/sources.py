@@ -1,0 +1,118 @@
+"""Images a second of each source alone, against what people use instead.
+
+  python -m tests.benchmarks.sources --folder=DIR --tfds_dir=DIR
+
+--folder holds small images of one size, such as CIFAR-10's, in a sub-folder for
+each class; --tfds_dir what tensorflow-datasets has prepared of MNIST.
+"""
+
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import PIL.Image
+from absl import flags
+
+from tests.benchmarks import command, source_loops
+from tests.benchmarks.turns import Contestant, Group
+
+_FOLDER = flags.DEFINE_string("folder", None, "Small images.", required=True)
+_TFDS_DIR = flags.DEFINE_string("tfds_dir", None, "MNIST.", required=True)
+
+_IN_MEMORY = 8 << 30
+_NUM_PHOTOGRAPHS = 512
+_PHOTOGRAPH_SIZE = (64, 64)
+# What is in memory would be through with a turn too soon to be timed.
+_IN_MEMORY_FACTOR = 10
+
+
+def _contestant(
+    name: str, builder: str, factor: int = 1, **arguments: Any
+) -> Contestant:
+    return Contestant(
+        name,
+        f"tests.benchmarks.source_loops:{builder}",
+        {"batch_size": command.BATCH_SIZE.value, **arguments},
+        command.STEPS.value * factor,
+    )
+
+
+def _group(title: str, *contestants: Contestant) -> Group:
+    return Group(
+        title,
+        "Shuffled batches of float32 and labels.",
+        contestants,
+        images_per_step=command.BATCH_SIZE.value,
+    )
+
+
+def _make_groups() -> Iterator[Group]:
+    folder = str(pathlib.Path(_FOLDER.value).resolve())
+    first = next(path for path in pathlib.Path(folder).rglob("*.jpg"))
+    width, height = PIL.Image.open(first).size
+    yield _group(
+        f"A folder of JPEG files, {height}x{width}",
+        _contestant(
+            "image_dataset_from_directory",
+            "keras_folder",
+            folder=folder,
+            image_size=(height, width),
+        ),
+        _contestant("ours, streamed", "ours", name=f"folder:{folder}"),
+        _contestant(
+            "ours, packed and streamed",
+            "ours",
+            name=f"folder:{folder}",
+            packed=True,
+        ),
+        _contestant(
+            "ours, in memory",
+            "ours",
+            _IN_MEMORY_FACTOR,
+            name=f"folder:{folder}",
+            memory_bytes=_IN_MEMORY,
+        ),
+    )
+    with tempfile.TemporaryDirectory() as photographs:
+        source_loops.write_photographs(
+            pathlib.Path(photographs), count=_NUM_PHOTOGRAPHS
+        )
+        yield _group(
+            f"Photographs, JPEG files of 375x500, to {_PHOTOGRAPH_SIZE}",
+            _contestant(
+                "image_dataset_from_directory",
+                "keras_folder",
+                folder=photographs,
+                image_size=_PHOTOGRAPH_SIZE,
+            ),
+            _contestant(
+                "ours, streamed",
+                "ours",
+                name=f"folder:{photographs}",
+                image_size=_PHOTOGRAPH_SIZE,
+            ),
+        )
+    mnist = {"name": "mnist", "data_dir": _TFDS_DIR.value}
+    yield _group(
+        "MNIST, prepared by tensorflow-datasets",
+        _contestant("tfds.load", "plain_tfds", cached=False, **mnist),
+        _contestant("tfds.load, cached", "plain_tfds", cached=True, **mnist),
+        _contestant(
+            "ours, streamed",
+            "ours",
+            name="tfds:mnist",
+            data_dir=_TFDS_DIR.value,
+        ),
+        _contestant(
+            "ours, in memory",
+            "ours",
+            _IN_MEMORY_FACTOR,
+            memory_bytes=_IN_MEMORY,
+            **mnist,
+        ),
+    )
+
+
+if __name__ == "__main__":
+    command.run("Sources of data, alone", _make_groups)
