@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from trainer import data, errors
-from trainer.data import pipeline
+from trainer.data import array_dataset, pipeline
 
 NUM_EXAMPLES = 107
 BATCH_SIZE = 8
@@ -287,3 +287,18 @@ def test_refuses_what_cannot_be_shared_or_filled(dataset):
             first_step=0,
             seed=0,
         )
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_large_data_are_not_held_twice(dataset, copies):
+    samples = np.empty(dataset.samples.shape, np.uint8)[1:]
+    if not copies:
+        samples = array_dataset.aligned_empty(samples.shape)
+    samples[:] = dataset.samples[1:]
+    read = data.ArrayDataset(samples, dataset.labels[1:]).reader()
+    samples[5] = 255
+    row = read(tf.constant([5], tf.int64)).numpy()
+    assert (row == (6 if copies else 255)).all()
+    kept = read(tf.constant([7], tf.int64))
+    del samples
+    np.testing.assert_array_equal(kept, dataset.samples[[8]])

@@ -55,6 +55,7 @@ def test_the_readme_names_only_flags_that_exist() -> None:
     known |= {"flagfile", "help", "logdir"}
     known |= {field.name for field in dataclasses.fields(job_spec.JobSpec)}
     known |= {"follow", "json"}  # Of the launcher.
+    known |= {"output", "picture"}  # Those of data_tools.
     known |= {"ntasks", "gpus", "signal"}  # Those of Slurm.
     for name in ("README.md", "trainer/recipes/mnist.flags"):
         used = set(re.findall(r"(?<![\w-])--([a-z_]+)", _read(name)))
@@ -85,10 +86,9 @@ def test_every_dependency_has_a_range(setup_arguments: dict) -> None:
 
 def test_recipes_are_in_the_package(setup_arguments: dict) -> None:
     [pattern] = setup_arguments["package_data"]["trainer"]
-    assert {p.name for p in (_ROOT / "trainer").glob(pattern)} == {
-        "digits.flags",
-        "mnist.flags",
-    }
+    packed = set((_ROOT / "trainer").glob(pattern))
+    assert packed == set((_ROOT / "trainer" / "recipes").iterdir())
+    assert _ROOT / "trainer" / "recipes" / "mnist.flags" in packed
 
 
 def test_no_placeholder_is_left() -> None:

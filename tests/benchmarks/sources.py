@@ -28,10 +28,10 @@ _IN_MEMORY_FACTOR = 10
 
 
 def _contestant(
-    name: str, builder: str, factor: int = 1, **arguments: Any
+    title: str, builder: str, factor: int = 1, **arguments: Any
 ) -> Contestant:
     return Contestant(
-        name,
+        title,
         f"tests.benchmarks.source_loops:{builder}",
         {"batch_size": command.BATCH_SIZE.value, **arguments},
         command.STEPS.value * factor,

@@ -2,27 +2,25 @@
 
   python -m tests.benchmarks.streaming --folder=DIR --mnist_dir=DIR
 
-Runs `trainer.main` on each, and reads what it logs; then streams a set that is
-many times larger than the budget, and watches the memory of the process.
+Trains on each, against the same on always the same batch, which waits for
+nothing; then streams a set that is many times larger than the budget, and
+watches the memory of the process.
 """
 
-import json
 import pathlib
 import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from tests.benchmarks import machine
+from tests.benchmarks import command
+from tests.benchmarks.turns import Contestant, Group
 
 _FOLDER = flags.DEFINE_string("folder", None, "Small images.", required=True)
 _MNIST_DIR = flags.DEFINE_string("mnist_dir", None, "MNIST.", required=True)
-_STEPS = flags.DEFINE_integer("steps", 60, "Steps that count.", 1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images a step.", 1)
 
-_LOG_EVERY_STEPS = 10
 _IMAGE_SIZE = 256
 _BUDGET_MIB = 64
 # Early enough to have all buffers full, late enough for a leak to show.
@@ -59,25 +57,44 @@ os._exit(0)
 """
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]!r} is not a flag.")
-    print("# Data in training\n", *machine.describe(), sep="\n- ")
-    folder = [f"--dataset=folder:{_FOLDER.value}", "--model=dcgan"]
-    mnist = [f"--data_dir={_MNIST_DIR.value}"]
-    print("\n| | steps/s | waits for data |\n| --- | --- | --- |")
-    for name, arguments in (
-        ("mnist, in memory", ["--dataset=mnist", *mnist]),
-        ("folder, in memory", folder),
-        ("folder, streamed", [*folder, "--data_memory_mib=0"]),
-    ):
-        rate, share = _train(arguments)
-        print(f"| {name} | {rate:.2f} | {share:.2%} |", flush=True)
+def _group(title: str, **settings: Any) -> Group:
+    return Group(
+        title,
+        "A step, on batches of the data and on one batch for ever.",
+        [
+            Contestant(
+                name,
+                f"tests.benchmarks.ours:{builder}",
+                {"batch_size": command.BATCH_SIZE.value, **settings},
+                command.STEPS.value,
+            )
+            for name, builder in (
+                ("one batch", "loop_on_one_batch"),
+                ("the data", "loop"),
+            )
+        ],
+    )
+
+
+def _make_groups() -> Iterator[Group]:
+    folder = str(pathlib.Path(_FOLDER.value).resolve())
+    yield _group(
+        "MNIST, in memory",
+        dataset="mnist",
+        data_dir=str(pathlib.Path(_MNIST_DIR.value).resolve()),
+    )
+    for title, data_memory_mib in (("in memory", 8192), ("streamed", 0)):
+        yield _group(
+            f"The folder, {title}, dcgan",
+            dataset=f"folder:{folder}",
+            model="dcgan",
+            data_memory_mib=data_memory_mib,
+        )
     print("\n## Memory\n", flush=True)
     subprocess.run(
         [
             *(sys.executable, "-c", _WATCH_MEMORY),
-            *(f"folder:{_FOLDER.value}", str(_IMAGE_SIZE), str(_BUDGET_MIB)),
+            *(f"folder:{folder}", str(_IMAGE_SIZE), str(_BUDGET_MIB)),
             *map(str, _BATCHES),
         ],
         stderr=subprocess.DEVNULL,
@@ -85,30 +102,5 @@ def main(argv: Sequence[str]) -> None:
     )
 
 
-def _train(arguments: Sequence[str]) -> tuple[float, float]:
-    """Returns steps a second, and the share of time that training waited."""
-    with tempfile.TemporaryDirectory() as workdir:
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "trainer.main", *arguments),
-                f"--workdir={workdir}/run",
-                f"--batch_size={_BATCH_SIZE.value}",
-                f"--max_steps={_STEPS.value + _LOG_EVERY_STEPS}",
-                f"--log_every_steps={_LOG_EVERY_STEPS}",
-            ],
-            stderr=subprocess.PIPE,
-            check=True,
-        )
-        metrics = pathlib.Path(workdir, "run", "metrics.jsonl").read_text()
-    # The first has the tracing in it.
-    records = [json.loads(line) for line in metrics.splitlines()][1:]
-    secs = sum(
-        _LOG_EVERY_STEPS * _BATCH_SIZE.value / record["images_per_sec"]
-        for record in records
-    )
-    waited_secs = sum(record["data_wait_secs"] for record in records)
-    return len(records) * _LOG_EVERY_STEPS / secs, waited_secs / secs
-
-
 if __name__ == "__main__":
-    app.run(main)
+    command.run("Data in training", _make_groups)

@@ -3,10 +3,9 @@
 import dataclasses
 from collections.abc import Callable
 
-import numpy as np
 import tensorflow as tf
 
-from trainer.data.array_dataset import ArrayDataset
+from trainer.data.array_dataset import ArrayDataset, aligned_empty
 
 _ROWS_PER_CALL = 1024
 
@@ -102,7 +101,7 @@ def resize_arrays(
       how: a key of `RESIZERS`.
     """
     height, width, channels = sample_shape
-    samples = np.empty([len(dataset.samples), *sample_shape], np.uint8)
+    samples = aligned_empty((len(dataset.samples), *sample_shape))
     with tf.device("CPU:0"):
         for start in range(0, len(samples), _ROWS_PER_CALL):
             rows = tf.constant(dataset.samples[start : start + _ROWS_PER_CALL])

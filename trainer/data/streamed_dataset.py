@@ -15,7 +15,7 @@ import tensorflow as tf
 from absl import logging
 
 from trainer.data import dataset, decoding, stream_options
-from trainer.data.array_dataset import ArrayDataset
+from trainer.data.array_dataset import ArrayDataset, aligned_empty
 from trainer.data.headers import BadImage
 from trainer.data.images import ImageList
 from trainer.data.quarantine import own_failure
@@ -158,7 +158,7 @@ class StreamedDataset:
     def in_memory(self) -> ArrayDataset:
         """Returns the same samples, decoded; see `Dataset` for the rest."""
         count = len(self.labels)
-        samples = np.empty([count, *self.sample_shape], np.uint8)
+        samples = aligned_empty((count, *self.sample_shape))
         done = 0
         next_report_secs = time.monotonic() + _SECS_BETWEEN_REPORTS
         for batch in self.in_order():
