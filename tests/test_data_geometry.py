@@ -61,11 +61,9 @@ def test_fit_stretches():
 
 
 def test_shrinking_looks_at_every_pixel():
-    # Every other column is white; without antialiasing all of them might be.
-    image = np.zeros([64, 64, 1], np.uint8)
-    image[:, ::2] = 255
-    result = resize(image, 8, 8, "fit")
-    assert abs(result[1:-1, 1:-1].astype(int) - 127).max() <= 2
+    # Of noise, the mean of many pixels is grey; that of four is noise.
+    image = np.random.default_rng(0).integers(0, 256, [64, 64, 1], np.uint8)
+    assert resize(image, 8, 8, "fit").std() < 15
 
 
 def test_agrees_with_pillow():
