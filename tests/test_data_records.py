@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tests import image_files
 from trainer import data, errors
-from trainer.data import packed, packing, pipeline, record_file, records
+from trainer.data import packed, packing, pipeline, record_file, record_storage
 
 
 def example(image=None, label=None, **others):
@@ -328,8 +328,8 @@ def test_a_list_that_does_not_fit_is_refused(folder, tmp_path, what):
 
 
 def test_names_tell_where_an_image_is(tmp_path):
-    storage = records.RecordStorage(
-        ["gs://bucket/x.tfrecord"], [records.Place(0, 5, 0, 0, 0, 0)]
+    storage = record_storage.RecordStorage(
+        ["gs://bucket/x.tfrecord"], [record_storage.Place(0, 5, 0, 0, 0, 0)]
     )
     assert storage.name(0) == "x.tfrecord, record 5"
     assert storage.is_remote

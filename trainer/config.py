@@ -113,7 +113,7 @@ class Config:
         " data_dir; tfds:<name>[:config]: anything with images in its"
         " catalogue; folder:<path>: image files, in a sub-folder for each"
         " class or with a labels.csv; tfrecord:<glob>: examples with images."
-        " Paths may be gs://... .",
+        " Paths may be in a bucket, gs://bucket/folder.",
         "data set",
         pattern=rf"{'|'.join(ARRAYS)}|({'|'.join(SOURCES)}):.+",
         rule=f"one of {', '.join([*ARRAYS, *SOURCES.values()])}",

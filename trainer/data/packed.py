@@ -16,7 +16,7 @@ from trainer import errors
 from trainer.data import files, headers, record_file
 
 CLASSES_FILE = "classes.json"
-# First those of `records.Place`, and without the shard.
+# First those of `record_storage.Place`, and without the shard.
 ROW = np.dtype(
     [
         ("record", "<i8"),

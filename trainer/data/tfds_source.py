@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging as absl_logging
 
 from trainer import errors
-from trainer.data import images, records
+from trainer.data import images, record_scan
 from trainer.data.dataset import Wanted
 
 _PROBE_TIMEOUT_SECONDS = 10
@@ -55,9 +55,9 @@ def list_images(
         ) from error
     image_key, label_key, class_names = _features(builder)
     _check_file_format(builder)
-    return records.scan_shards(
+    return record_scan.scan_shards(
         [
-            records.Shard(
+            record_scan.Shard(
                 path=str(instruction.filename),
                 skip=instruction.skip,
                 take=instruction.examples_in_shard
