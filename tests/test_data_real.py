@@ -107,5 +107,5 @@ def test_photographs_come_out_small_and_recognizable(photographs, resize):
         original.resize(size, PIL.Image.Resampling.BICUBIC), int
     )
     actual = samples[9 + 4][3:44] if resize == "pad" else samples[9 + 4]
-    # Pillow starts from the full size, we from the JPEG's half.
+    # Pillow starts from the full size, we from the JPEG's quarter.
     assert np.abs(actual - expected).mean() < 2.0

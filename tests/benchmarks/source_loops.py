@@ -132,9 +132,10 @@ def _normalize(image: tf.Tensor, label: tf.Tensor) -> tuple[Any, Any]:
 
 
 def _fetch(batches: tf.data.Dataset) -> Callable[[int], None]:
-    iterator = iter(batches)
-
     def run(num_steps: int) -> None:
+        # Anew, as an epoch begins: what an iterator prefetched while others
+        # took their turns would come for nothing.
+        iterator = iter(batches)
         for _ in range(num_steps):
             next(iterator)
 

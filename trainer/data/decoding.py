@@ -12,9 +12,8 @@ import tensorflow as tf
 
 from trainer.data import geometry, headers
 
-# A JPEG file decodes to 1/2, 1/4 or 1/8 of its size much faster; what is left
-# is still so many times larger than the sample.
-_SPARE_FACTOR = 2
+# A JPEG file decodes to 1/4 or 1/8 of its size several times faster; what is
+# left is still at least as large as the sample.
 _SHRINKING = (1, 2, 4, 8)
 
 
@@ -91,9 +90,7 @@ def choose(
     first = np.array([_FIRST_DECODER[name] for name in headers.FORMATS])
     decoders = first[formats]
     spare = np.minimum(heights // sample_shape[0], widths // sample_shape[1])
-    shrinking = sum(
-        (spare >= ratio * _SPARE_FACTOR).astype(int) for ratio in _SHRINKING[1:]
-    )
+    shrinking = sum((spare >= ratio).astype(int) for ratio in _SHRINKING[1:])
     is_jpeg = formats == headers.FORMATS.index("JPEG")
     return np.where(is_jpeg, decoders + shrinking, decoders).astype(np.int32)
 
