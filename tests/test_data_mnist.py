@@ -137,7 +137,7 @@ def test_without_a_network_there_is_one_error_and_no_warning(
     def fail(url, *, timeout):
         raise requests.exceptions.ConnectionError(f"no route to {url}")
 
-    def run(_):
+    def run(*_):
         load(tmp_path)
 
     monkeypatch.setattr(requests, "head", fail)
