@@ -21,6 +21,11 @@ def newest_step(workdir: pathlib.Path) -> int:
     return int(checkpoint_names(workdir)[-1].removeprefix("step-"))
 
 
+def durable_step(workdir: pathlib.Path) -> int:
+    """The step that the same command must go on after; 0 for none."""
+    return newest_step(workdir) if checkpoint_names(workdir) else 0
+
+
 def bundle(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     """Every tensor of the newest checkpoint, by name."""
     newest = checkpoint_names(workdir)[-1]
