@@ -263,6 +263,7 @@ def test_somebody_elses_directory_is_not_used(tmp_path, directory, caplog):
 def test_a_trainer_without_a_heartbeat_is_alive(monkeypatch, tmp_path):
     code = "import sys; print('ready', flush=True); sys.stdin.read()"
     (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "__init__.py").touch()
     (tmp_path / "trainer" / "main.py").write_text(code)
     with subprocess.Popen(
         [sys.executable, "-m", "trainer.main"],

@@ -1,5 +1,6 @@
 """The images, built for real and run as clusters run them."""
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ pytestmark = [
 # As measured, and a little more: growth is to be noticed.
 _MAX_BYTES = {"cpu": 2_900_000_000, "gpu": 8_000_000_000}
 _GRACE_SECS = 10.0
+_VERSION = importlib.metadata.version("gan-trainer")
 _LOAD_CUDA = """
 import ctypes, glob, os, sys
 import nvidia
@@ -131,7 +133,7 @@ def test_it_trains_as_its_user_on_a_read_only_root_offline(image, volume):
     revision = labels["org.opencontainers.image.revision"]
     assert environment["git_revision"] == revision
     assert len(revision.removesuffix("-dirty")) == 40
-    assert labels["org.opencontainers.image.version"] == "0.1.0"
+    assert labels["org.opencontainers.image.version"] == _VERSION
 
 
 def test_it_answers_sigterm_and_tells_its_health(image, volume):
@@ -162,7 +164,7 @@ def test_it_answers_sigterm_and_tells_its_health(image, volume):
     assert runs.newest_step(container.workdir) > 0
 
 
-def test_the_gpus_image_has_all_of_cuda(image, volume):
+def test_it_has_all_of_cuda(image, volume):
     if image.target != "gpu":
         pytest.skip("there is no CUDA in it")
     result = _python(image, "-c", _LOAD_CUDA).run(volume)
