@@ -355,8 +355,13 @@ class JobSpec(Place):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment variables by name."""
-        return dict(_pair(item) for item in self.env)
+        """The environment variables by name.
+
+        An image does not know its own name, which the trainer writes down with
+        the run: it is told.
+        """
+        image = {"GAN_TRAINER_IMAGE": self.image} if self.image else {}
+        return image | dict(_pair(item) for item in self.env)
 
     @property
     def all_labels(self) -> dict[str, str]:

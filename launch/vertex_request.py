@@ -121,12 +121,11 @@ def _pool(spec: JobSpec, replicas: int) -> dict[str, Any]:
     container: dict[str, Any] = {
         "imageUri": spec.image,
         "args": list(spec.container_args),
-    }
-    if spec.env:
-        container["env"] = [
+        "env": [
             {"name": name, "value": value}
             for name, value in spec.environment.items()
-        ]
+        ],
+    }
     return {
         "machineSpec": machine,
         "replicaCount": str(replicas),  # An int64, so JSON has it as a string.

@@ -180,7 +180,8 @@ def test_text_that_looks_like_a_variable_stays_as_it_is():
 
 def test_only_one_worker_needs_no_tf_config():
     names = [v["name"] for v in _container(_manifest())["env"]]
-    assert names == ["HOME"]
+    assert "TF_CONFIG" not in names
+    assert names == ["HOME", "GAN_TRAINER_IMAGE"]
 
 
 def test_nothing_stands_between_the_signal_and_the_trainer():

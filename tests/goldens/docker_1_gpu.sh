@@ -25,6 +25,7 @@ exec docker run \
   --label=gan-trainer-job=train-3d2592df \
   --label=gan-trainer-digest=3d2592df \
   --label=gan-trainer-attempt=1 \
+  --env=GAN_TRAINER_IMAGE=registry.example.com/gan-trainer@sha256:0000000000000000000000000000000000000000000000000000000000000000 \
   '--env=GREETING=it'"'"'s 5 o'"'"'clock' \
   --user="$(id -u):$(id -g)" \
   "$@" \

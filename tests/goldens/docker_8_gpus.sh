@@ -26,6 +26,7 @@ exec docker run \
   --label=gan-trainer-job=train-b9f9e46a \
   --label=gan-trainer-digest=b9f9e46a \
   --label=gan-trainer-attempt=1 \
+  --env=GAN_TRAINER_IMAGE=registry.example.com/gan-trainer@sha256:0000000000000000000000000000000000000000000000000000000000000000 \
   --user="$(id -u):$(id -g)" \
   "$@" \
   registry.example.com/gan-trainer@sha256:0000000000000000000000000000000000000000000000000000000000000000 \

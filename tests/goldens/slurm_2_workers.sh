@@ -11,6 +11,7 @@
 
 # Else it would hide what srun says of who the workers are.
 unset TF_CONFIG
+export GAN_TRAINER_IMAGE=/images/gan-trainer.sif
 mkdir -p /data/runs/first
 
 # What Slurm sends before the end goes to the steps, so to the trainers. If it

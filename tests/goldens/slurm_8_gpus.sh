@@ -16,6 +16,7 @@
 
 # Else it would hide what srun says of who the workers are.
 unset TF_CONFIG
+export GAN_TRAINER_IMAGE=registry.example.com/gan-trainer@sha256:0000000000000000000000000000000000000000000000000000000000000000
 mkdir -p '/data/my runs/first'
 
 # What Slurm sends before the end goes to the steps, so to the trainers. If it
