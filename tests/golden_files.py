@@ -1,7 +1,7 @@
 """Texts that must stay as they are until somebody looks at the difference.
 
-To write what the code makes now, for `git diff` to show:
-`GOLDENS=write python -m pytest tests/test_render.py`.
+To write what the code makes now, for `git diff` to show: run the tests that use
+this module with GOLDENS=write, as BUILD.md says.
 """
 
 import os
