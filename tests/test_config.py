@@ -25,6 +25,7 @@ CHANGES_RESULT = {
     "gradient_accumulation_steps": 2,
     "optimizer": "rmsprop",
     "rollback_learning_rate_factor": 0.5,
+    "loss": "hinge",
 }
 MAY_CHANGE = {
     "workdir": "elsewhere",

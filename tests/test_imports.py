@@ -64,7 +64,7 @@ _ALLOWED = {
     "errors": set(),
     "interruption": {"errors"},
     "loss_scale": set(),
-    "losses": set(),
+    "losses": {"errors"},
     "network": set(),
     "optimizers": {"errors"},
     "progress": set(),

@@ -178,7 +178,7 @@ def build_step(
         state,
         strategy=strategy,
         batches=batches,
-        loss=losses.non_saturating,
+        loss=losses.get(config.loss),
         latent_dim=config.latent_dim,
         global_batch_size=config.global_batch_size,
         seed=seed,

@@ -17,11 +17,19 @@ from typing import Any
 
 from trainer import errors, options
 
-# The tables `data.DATASETS`, `models.MODELS` and `optimizers.OPTIMIZERS` import
+# The tables `data.DATASETS`, `models.MODELS` and those of the training import
 # much; the names are repeated here, and a test holds them in agreement.
 DEFAULT_BATCH_SIZES = {"digits": 32, "mnist": 256}
 MODELS = ("dcgan28",)
 OPTIMIZERS = ("adam", "rmsprop")
+LOSSES = (
+    "non_saturating",
+    "minimax",
+    "hinge",
+    "least_squares",
+    "wasserstein",
+    "relativistic",
+)
 
 
 _fixed = functools.partial(options.declare, True)
@@ -30,6 +38,7 @@ _free = functools.partial(options.declare, False)
 _RUN = "Run"
 _DATA = "Data"
 _MODEL = "Model and optimization"
+_OBJECTIVE = "What the networks are trained for"
 _SPEED = "Distribution and speed"
 _OUTPUT = "Output"
 
@@ -158,6 +167,13 @@ class Config:
         1.0,
         "Each rollback multiplies both learning rates by this.",
         "factor",
+    )
+    loss: str = _fixed(
+        _OBJECTIVE,
+        "non_saturating",
+        "What each network minimizes. wasserstein needs a penalty, or a"
+        " discriminator with spectral norm.",
+        choices=LOSSES,
     )
     strategy: str = _free(
         _SPEED,

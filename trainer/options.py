@@ -6,6 +6,7 @@ It knows no hyperparameter; those are the fields of `config.Config`.
 import dataclasses
 import json
 import math
+import re
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping
@@ -29,8 +30,10 @@ class Option:
         changes_result: Whether another value gives other weights; such a
             field must stay as it is for as long as the run is resumed.
         choices: The legal values; empty if there is no such list.
-        minimum: The least legal whole number.
-        maximum: The greatest legal whole number.
+        minimum: The least legal number; of fractions, else all above 0 are.
+        maximum: The greatest legal number.
+        pattern: Regular expression that a text must match as a whole.
+        rule: The pattern, in words.
         default_text: The default in words, where it is not a constant.
     """
 
@@ -39,8 +42,10 @@ class Option:
     unit: str
     changes_result: bool
     choices: tuple[str, ...] = ()
-    minimum: int | None = None
-    maximum: int | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    pattern: str = ""
+    rule: str = ""
     default_text: str = ""
 
 
@@ -184,23 +189,29 @@ def _obeys(field: dataclasses.Field, option: Option, value: Any) -> bool:
     if exact_type is not kind:  # True is an int, but it counts nothing.
         return False
     if kind is str:
+        if option.pattern:
+            return re.fullmatch(option.pattern, value) is not None
         return value in option.choices if option.choices else value != ""
-    if kind is float:
+    low, high = option.minimum, option.maximum
+    if kind is float and low is None:
         return math.isfinite(value) and value > 0
-    if kind is int:
-        low, high = option.minimum, option.maximum
+    if kind in (int, float):
         return (low is None or value >= low) and (high is None or value <= high)
     return True
 
 
 def _rule(field: dataclasses.Field, option: Option) -> str:
     kind = _kind(field)
+    if option.rule:
+        return option.rule
     if option.choices:
         return f"one of {', '.join(option.choices)}"
     if kind is bool:
         return "true or false"
     if kind is float:
-        return "a finite number above 0"
+        if option.minimum is None:
+            return "a finite number above 0"
+        return f"a number from {option.minimum} to {option.maximum}"
     if kind is str:
         return f"the name of a {option.unit}"
     if option.maximum is not None:
