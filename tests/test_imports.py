@@ -39,6 +39,7 @@ _ALLOWED = {
     "train_state": {"loss_scale", "optimizers"},
     "train_step": {
         "adversarial",
+        "learning_rates",
         "loss_scale",
         "network",
         "optimizers",
@@ -63,6 +64,7 @@ _ALLOWED = {
     "divergence": {"errors", "loss_scale"},
     "errors": set(),
     "interruption": {"errors"},
+    "learning_rates": {"errors"},
     "loss_scale": set(),
     "losses": {"errors"},
     "network": set(),

@@ -1,6 +1,7 @@
 """Networks with every kind of layer that training must handle, but small."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -78,7 +79,7 @@ def build_state(
     learning_rate: float = 1e-4,
     seed: int = 0,
     precision: str = "float32",
-    optimizer: str = "adam",
+    **settings: Any,
 ) -> TrainState:
     """Builds the networks, or others, on the replicas."""
 
@@ -95,7 +96,7 @@ def build_state(
             d_learning_rate=learning_rate,
             seed=seed,
             precision=precision,
-            optimizer=optimizer,
+            **settings,
         )
 
 
@@ -109,6 +110,7 @@ def build_step(
     seed: int = 0,
     jit_compile: bool = False,
     loss: Callable[..., tuple[tf.Tensor, tf.Tensor]] = losses.non_saturating,
+    **settings: Any,
 ) -> TrainStep:
     """Connects a state with data, from its global step on."""
     batches = team.strategy.distribute_datasets_from_function(
@@ -132,6 +134,7 @@ def build_step(
         num_accumulation_steps=num_accumulation_steps,
         seed=seed,
         jit_compile=jit_compile,
+        **settings,
     )
 
 

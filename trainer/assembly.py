@@ -24,6 +24,7 @@ from trainer.config import Config
 from trainer.data import pipeline
 from trainer.data.array_dataset import ArrayDataset
 from trainer.interruption import Interruption
+from trainer.learning_rates import LearningRateFactor
 from trainer.outputs import Outputs
 from trainer.run_directory import RunDirectory
 from trainer.schedule import Schedule
@@ -148,7 +149,25 @@ def build_state(
             seed=divergence.seed_after(config.seed, num_rollbacks),
             precision=config.precision,
             optimizer=config.optimizer,
+            g_optimizer_settings=_adam_settings(config, config.g_beta_1),
+            d_optimizer_settings=_adam_settings(config, config.d_beta_1),
         )
+
+
+def _adam_settings(config: Config, beta_1: float) -> dict[str, float]:
+    if config.optimizer != "adam":
+        return {}
+    return {"beta_1": beta_1, "beta_2": config.beta_2}
+
+
+def _learning_rate_factor(config: Config) -> LearningRateFactor | None:
+    factor = LearningRateFactor(
+        schedule=config.learning_rate_schedule,
+        warmup_steps=config.learning_rate_warmup_steps,
+        decay_steps=config.learning_rate_decay_steps or 1,
+        final_factor=config.learning_rate_final_factor,
+    )
+    return None if factor.is_constant else factor
 
 
 def build_step(
@@ -182,6 +201,7 @@ def build_step(
         latent_dim=config.latent_dim,
         global_batch_size=config.global_batch_size,
         seed=seed,
+        learning_rate_factor=_learning_rate_factor(config),
         num_accumulation_steps=config.gradient_accumulation_steps,
         jit_compile=distribution.should_jit(
             config.jit_compile,

@@ -22,6 +22,7 @@ from trainer import errors, options
 DEFAULT_BATCH_SIZES = {"digits": 32, "mnist": 256}
 MODELS = ("dcgan28",)
 OPTIMIZERS = ("adam", "rmsprop")
+LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
 LOSSES = (
     "non_saturating",
     "minimax",
@@ -151,6 +152,61 @@ class Config:
     )
     d_learning_rate: float = _fixed(
         _MODEL, 1e-4, "The discriminator's learning rate.", "rate"
+    )
+    g_beta_1: float = _fixed(
+        _MODEL,
+        0.9,
+        "Decay of the first moments in the generator's Adam. GANs often take"
+        " 0.5 or 0.",
+        "decay",
+        minimum=0,
+        maximum=0.9999,
+    )
+    d_beta_1: float = _fixed(
+        _MODEL,
+        0.9,
+        "The same of the discriminator's.",
+        "decay",
+        minimum=0,
+        maximum=0.9999,
+    )
+    beta_2: float = _fixed(
+        _MODEL,
+        0.999,
+        "Decay of the second moments of both.",
+        "decay",
+        minimum=0,
+        maximum=0.9999,
+    )
+    learning_rate_schedule: str = _fixed(
+        _MODEL,
+        "constant",
+        "How both learning rates go down in learning_rate_decay_steps.",
+        choices=LEARNING_RATE_SCHEDULES,
+    )
+    learning_rate_warmup_steps: int = _fixed(
+        _MODEL,
+        0,
+        "Both learning rates rise in so many steps first.",
+        "steps",
+        minimum=0,
+    )
+    learning_rate_decay_steps: int | None = _fixed(
+        _MODEL,
+        None,
+        "So many steps after the warm-up a schedule has come to its end; the"
+        " rates stay there.",
+        "steps",
+        minimum=1,
+        default_text="none; needed by linear and cosine",
+    )
+    learning_rate_final_factor: float = _fixed(
+        _MODEL,
+        0.0,
+        "Part of the learning rates that is left at the end of a schedule.",
+        "factor",
+        minimum=0,
+        maximum=1,
     )
     max_rollbacks: int = _free(
         _MODEL,
@@ -351,6 +407,7 @@ class Config:
                 " Leave either out."
             )
         config._check_shares()
+        config._check_optimization()
 
     def _check_shares(self) -> None:
         """Refuses replicas that idle and a batch that they cannot share."""
@@ -368,6 +425,35 @@ class Config:
                     f"--batch_size={self.global_batch_size} does not divide by"
                     f" --{name}={divisor}: {remainder} would be left over, and"
                     " all shares are equal. Change either."
+                )
+
+    def _check_optimization(self) -> None:
+        """Refuses settings that nothing would use, or that miss another."""
+        if self.optimizer != "adam":
+            self._refuse(
+                ("g_beta_1", "d_beta_1", "beta_2"),
+                f"--optimizer={self.optimizer} has no such moments",
+            )
+        if self.learning_rate_schedule == "constant":
+            self._refuse(
+                ("learning_rate_decay_steps", "learning_rate_final_factor"),
+                "--learning_rate_schedule=constant does not decay",
+            )
+        elif self.learning_rate_decay_steps is None:
+            raise errors.UsageError(
+                f"--learning_rate_schedule={self.learning_rate_schedule} needs"
+                " --learning_rate_decay_steps: it cannot follow --epochs, which"
+                " may be raised. Give it, for example the steps of all epochs."
+            )
+
+    def _refuse(self, names: tuple[str, ...], reason: str) -> None:
+        """Refuses what differs from its default, for nothing would use it."""
+        for field, _ in options.fields(Config):
+            value = getattr(self, field.name)
+            if field.name in names and value != field.default:
+                raise errors.UsageError(
+                    f"--{field.name}={value} has no use: {reason}. Leave it"
+                    " out, or change the other."
                 )
 
     def to_json(self) -> str:

@@ -1,12 +1,15 @@
 """Everything that training changes, in one object: what is saved is this."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 import keras
 import tensorflow as tf
 
 from trainer import loss_scale, optimizers
+
+_NO_SETTINGS: Mapping[str, float] = MappingProxyType({})
 
 
 class TrainState:
@@ -33,6 +36,8 @@ class TrainState:
         seed: int,
         precision: str = "float32",
         optimizer: str = "adam",
+        g_optimizer_settings: Mapping[str, float] = _NO_SETTINGS,
+        d_optimizer_settings: Mapping[str, float] = _NO_SETTINGS,
     ) -> None:
         """Builds and initializes; call under the strategy's scope.
 
@@ -48,6 +53,9 @@ class TrainState:
             layers in bfloat16; "mixed_float16" in float16, whose narrow range
             needs loss scaling. Weights, losses and updates are float32 always.
           optimizer: one of `trainer.optimizers.OPTIMIZERS`.
+          g_optimizer_settings: what else the generator's optimizer takes, such
+            as `beta_1`.
+          d_optimizer_settings: the same of the discriminator's.
 
         Raises:
           ValueError: the networks share a variable or keep random state.
@@ -61,10 +69,12 @@ class TrainState:
         self.g_optimizer = make_optimizer(
             [v.value for v in self.generator.trainable_variables],
             learning_rate=g_learning_rate,
+            **g_optimizer_settings,
         )
         self.d_optimizer = make_optimizer(
             [v.value for v in self.discriminator.trainable_variables],
             learning_rate=d_learning_rate,
+            **d_optimizer_settings,
         )
         self.g_loss_scale: loss_scale.LossScale | None = None
         self.d_loss_scale: loss_scale.LossScale | None = None

@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from trainer.adversarial import MEAN_NAMES, AdversarialRound, Contribution
+from trainer.learning_rates import LearningRateFactor
 from trainer.loss_scale import LossScale
 from trainer.network import Network
 from trainer.optimizers import Optimizer
@@ -45,6 +46,7 @@ class TrainStep:
         latent_dim: int,
         global_batch_size: int,
         seed: int,
+        learning_rate_factor: LearningRateFactor | None = None,
         num_accumulation_steps: int = 1,
         jit_compile: bool = False,
     ) -> None:
@@ -60,6 +62,7 @@ class TrainStep:
           latent_dim: size of the generator's input.
           global_batch_size: B, over all replicas.
           seed: the run's seed.
+          learning_rate_factor: of both networks at a step; None: 1.
           num_accumulation_steps: each replica goes through its share in so many
             equal parts, one after the other, to need less memory.
           jit_compile: whether XLA compiles each replica's computation.
@@ -69,6 +72,7 @@ class TrainStep:
         self._strategy = strategy
         self._batches = iter(batches)
         self._num_accumulation_steps = num_accumulation_steps
+        self._rate_factor = learning_rate_factor
         self._round = AdversarialRound(
             loss=loss,
             latent_dim=latent_dim,
@@ -83,6 +87,8 @@ class TrainStep:
         self._metric_names: Sequence[str] = METRIC_NAMES
         if state.g_loss_scale:
             self._metric_names += SCALE_METRIC_NAMES
+        if learning_rate_factor:
+            self._metric_names += ("learning_rate_factor",)
 
     def run(self, num_steps: int) -> dict[str, float]:
         """Runs `num_steps` rounds in one call into TensorFlow.
@@ -144,12 +150,16 @@ class TrainStep:
                 tf.cast(replica.replica_id_in_sync_group, tf.int64),
             ),
         )
+        rate_factor: tf.Tensor | float = 1.0
+        if self._rate_factor:
+            rate_factor = self._rate_factor(state.global_step)
         g_norm = _update(
             generator,
             state.g_optimizer,
             state.g_loss_scale,
             sums.g_gradients,
             sums.g_buffers,
+            rate_factor,
         )
         d_norm = _update(
             discriminator,
@@ -157,6 +167,7 @@ class TrainStep:
             state.d_loss_scale,
             sums.d_gradients,
             sums.d_buffers,
+            rate_factor,
         )
         metrics = [sums.means, [g_norm, d_norm]]
         if state.g_loss_scale and state.d_loss_scale:
@@ -166,6 +177,8 @@ class TrainStep:
             ]
             metrics.append(scales)
             metrics.append([tf.cast(count, tf.float32) for count in skipped])
+        if self._rate_factor:
+            metrics.append([rate_factor])
         return tf.concat(metrics, axis=0)
 
     def _contribution(
@@ -230,6 +243,7 @@ def _update(
     loss_scale: LossScale | None,
     gradients: list[tf.Tensor],
     buffers: list[tf.Tensor],
+    rate_factor: tf.Tensor | float,
 ) -> tf.Tensor:
     """Updates a network from sums over the replicas; returns their norm.
 
@@ -237,7 +251,7 @@ def _update(
     optimizer's slots and the buffers as they are.
     """
     if loss_scale is None:
-        optimizer.apply(gradients)
+        optimizer.apply(gradients, rate_factor)
         network.assign_buffers(buffers)
         return tf.linalg.global_norm(gradients)
 
@@ -247,7 +261,7 @@ def _update(
     is_finite = tf.math.is_finite(norm + tf.linalg.global_norm(buffers))
 
     def apply() -> None:
-        optimizer.apply(gradients)
+        optimizer.apply(gradients, rate_factor)
         network.assign_buffers(buffers)
 
     # No collective is inside, and all replicas take the same branch.
