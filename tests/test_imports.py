@@ -43,9 +43,11 @@ _ALLOWED = {
         "loss_scale",
         "network",
         "optimizers",
+        "regularizer",
         "train_state",
     },
-    "adversarial": {"network", "randomness"},
+    "adversarial": {"network", "randomness", "regularizer"},
+    "regularizer": {"errors", "network", "penalties", "randomness"},
     # What people look at.
     "outputs": {
         "atomic_file",
@@ -69,6 +71,7 @@ _ALLOWED = {
     "losses": {"errors"},
     "network": set(),
     "optimizers": {"errors"},
+    "penalties": {"errors", "randomness"},
     "progress": set(),
     "randomness": set(),
     "schedule": set(),

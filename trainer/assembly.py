@@ -16,6 +16,7 @@ from trainer import (
     divergence,
     losses,
     models,
+    penalties,
     rendezvous,
     run_directory,
     samples,
@@ -26,6 +27,7 @@ from trainer.data.array_dataset import ArrayDataset
 from trainer.interruption import Interruption
 from trainer.learning_rates import LearningRateFactor
 from trainer.outputs import Outputs
+from trainer.regularizer import Regularizer
 from trainer.run_directory import RunDirectory
 from trainer.schedule import Schedule
 from trainer.storage.bucket import Bucket
@@ -151,6 +153,7 @@ def build_state(
             optimizer=config.optimizer,
             g_optimizer_settings=_adam_settings(config, config.g_beta_1),
             d_optimizer_settings=_adam_settings(config, config.d_beta_1),
+            has_penalty=config.penalty != "none",
         )
 
 
@@ -201,6 +204,7 @@ def build_step(
         latent_dim=config.latent_dim,
         global_batch_size=config.global_batch_size,
         seed=seed,
+        regularizer=_regularizer(config, state),
         learning_rate_factor=_learning_rate_factor(config),
         num_accumulation_steps=config.gradient_accumulation_steps,
         jit_compile=distribution.should_jit(
@@ -208,6 +212,18 @@ def build_step(
             devices=strategy.extended.worker_devices,
             sync_batch_norm=config.sync_batch_norm,
         ),
+    )
+
+
+def _regularizer(config: Config, state: TrainState) -> Regularizer | None:
+    penalty = penalties.get(config.penalty)
+    if penalty is None:
+        return None
+    return Regularizer(
+        penalty,
+        weight=config.penalty_weight,
+        every_steps=config.penalty_every_steps,
+        float32_discriminator=state.build_float32_discriminator(),
     )
 
 

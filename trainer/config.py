@@ -31,6 +31,7 @@ LOSSES = (
     "wasserstein",
     "relativistic",
 )
+PENALTIES = ("none", "r1", "r2", "r1_r2", "wgan_gp", "dragan")
 
 
 _fixed = functools.partial(options.declare, True)
@@ -231,6 +232,29 @@ class Config:
         " discriminator with spectral norm.",
         choices=LOSSES,
     )
+    penalty: str = _fixed(
+        _OBJECTIVE,
+        "none",
+        "Of the discriminator's slope: r1 at real images, r2 at generated"
+        " ones; wgan_gp, dragan: its distance from 1, between them or around"
+        " real ones. Always in float32.",
+        choices=PENALTIES,
+    )
+    penalty_weight: float = _fixed(
+        _OBJECTIVE,
+        10.0,
+        "The paper's gamma (of which r1 and r2 take half) or lambda. The larger"
+        " the images, the larger gamma; R3GAN has 0.05 for 32x32.",
+        "weight",
+    )
+    penalty_every_steps: int = _fixed(
+        _OBJECTIVE,
+        1,
+        "Penalize only every so many steps, with so many times the weight:"
+        " 16 costs little more than no penalty.",
+        "steps",
+        minimum=1,
+    )
     strategy: str = _free(
         _SPEED,
         "mirrored",
@@ -408,6 +432,7 @@ class Config:
             )
         config._check_shares()
         config._check_optimization()
+        config._check_objective()
 
     def _check_shares(self) -> None:
         """Refuses replicas that idle and a batch that they cannot share."""
@@ -444,6 +469,14 @@ class Config:
                 f"--learning_rate_schedule={self.learning_rate_schedule} needs"
                 " --learning_rate_decay_steps: it cannot follow --epochs, which"
                 " may be raised. Give it, for example the steps of all epochs."
+            )
+
+    def _check_objective(self) -> None:
+        """Refuses settings of the objective that nothing would use."""
+        if self.penalty == "none":
+            self._refuse(
+                ("penalty_weight", "penalty_every_steps"),
+                "--penalty=none has no weight",
             )
 
     def _refuse(self, names: tuple[str, ...], reason: str) -> None:

@@ -22,6 +22,8 @@ class TrainState:
       d_optimizer: the discriminator's.
       g_loss_scale: the generator's, or None where none is needed.
       d_loss_scale: the discriminator's.
+      penalty: the newest one's mean over a global batch, or None where the
+        discriminator is not penalized.
       global_step: int64, the number of finished rounds; one round updates both
         networks on every replica.
     """
@@ -38,6 +40,7 @@ class TrainState:
         optimizer: str = "adam",
         g_optimizer_settings: Mapping[str, float] = _NO_SETTINGS,
         d_optimizer_settings: Mapping[str, float] = _NO_SETTINGS,
+        has_penalty: bool = False,
     ) -> None:
         """Builds and initializes; call under the strategy's scope.
 
@@ -56,6 +59,7 @@ class TrainState:
           g_optimizer_settings: what else the generator's optimizer takes, such
             as `beta_1`.
           d_optimizer_settings: the same of the discriminator's.
+          has_penalty: whether the discriminator is penalized.
 
         Raises:
           ValueError: the networks share a variable or keep random state.
@@ -65,6 +69,8 @@ class TrainState:
             self.generator = build_generator()
             self.discriminator = build_discriminator()
         _check_networks(self.generator, self.discriminator)
+        self._build_discriminator = build_discriminator
+        self._is_float32 = precision == "float32"
         make_optimizer = optimizers.get(optimizer)
         self.g_optimizer = make_optimizer(
             [v.value for v in self.generator.trainable_variables],
@@ -81,6 +87,9 @@ class TrainState:
         if precision == "mixed_float16":
             self.g_loss_scale = loss_scale.LossScale()
             self.d_loss_scale = loss_scale.LossScale()
+        self.penalty: tf.Variable | None = None
+        if has_penalty:
+            self.penalty = tf.Variable(0.0, trainable=False)
         self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False)
 
     @property
@@ -96,6 +105,7 @@ class TrainState:
         variables = [
             *(v.value for network in networks for v in network.variables),
             *(v for module in modules if module for v in module.variables),
+            *([] if self.penalty is None else [self.penalty]),
             self.global_step,
         ]
         # An optimizer knows the weights that it updates.
@@ -109,6 +119,19 @@ class TrainState:
             for variable in self.variables
         )
 
+    def build_float32_discriminator(self) -> keras.Model | None:
+        """Builds the discriminator for a computation that needs float32.
+
+        Returns:
+          the same network as a function of its weights, see
+          `trainer.network`; its own variables stay on the host and mean
+          nothing. None if the trained network computes in float32 itself.
+        """
+        if self._is_float32:
+            return None
+        with _dtype_policy("float32"), tf.device("CPU:0"):
+            return self._build_discriminator()
+
     def as_checkpoint(self) -> tf.train.Checkpoint:
         """Returns the objects to save and restore, by name."""
         objects = {
@@ -121,6 +144,8 @@ class TrainState:
         if self.g_loss_scale and self.d_loss_scale:
             objects["g_loss_scale"] = self.g_loss_scale
             objects["d_loss_scale"] = self.d_loss_scale
+        if self.penalty is not None:
+            objects["penalty"] = self.penalty
         return tf.train.Checkpoint(**objects)
 
 

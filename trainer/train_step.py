@@ -17,9 +17,11 @@ from trainer.learning_rates import LearningRateFactor
 from trainer.loss_scale import LossScale
 from trainer.network import Network
 from trainer.optimizers import Optimizer
+from trainer.regularizer import Regularizer
 from trainer.train_state import TrainState
 
-METRIC_NAMES = (*MEAN_NAMES, "g_gradient_norm", "d_gradient_norm")
+_NORM_NAMES = ("g_gradient_norm", "d_gradient_norm")
+METRIC_NAMES = (*MEAN_NAMES, *_NORM_NAMES)
 # With loss scaling only.
 SCALE_METRIC_NAMES = (
     "g_loss_scale",
@@ -46,6 +48,7 @@ class TrainStep:
         latent_dim: int,
         global_batch_size: int,
         seed: int,
+        regularizer: Regularizer | None = None,
         learning_rate_factor: LearningRateFactor | None = None,
         num_accumulation_steps: int = 1,
         jit_compile: bool = False,
@@ -62,6 +65,7 @@ class TrainStep:
           latent_dim: size of the generator's input.
           global_batch_size: B, over all replicas.
           seed: the run's seed.
+          regularizer: penalizes the discriminator.
           learning_rate_factor: of both networks at a step; None: 1.
           num_accumulation_steps: each replica goes through its share in so many
             equal parts, one after the other, to need less memory.
@@ -79,12 +83,19 @@ class TrainStep:
             global_batch_size=global_batch_size,
             num_parts=strategy.num_replicas_in_sync * num_accumulation_steps,
             seed=seed,
+            regularizer=regularizer,
         )
+        self._regularizer = regularizer
+        if regularizer:
+            regularizer.check(state.discriminator)
         self._compute = self._compute_contribution
         if jit_compile:
             self._compute = tf.function(self._compute, jit_compile=True)
         self._run_steps = tf.function(self._trace_steps)
-        self._metric_names: Sequence[str] = METRIC_NAMES
+        self._metric_names: Sequence[str] = (
+            *self._round.mean_names,
+            *_NORM_NAMES,
+        )
         if state.g_loss_scale:
             self._metric_names += SCALE_METRIC_NAMES
         if learning_rate_factor:
@@ -169,7 +180,7 @@ class TrainStep:
             sums.d_buffers,
             rate_factor,
         )
-        metrics = [sums.means, [g_norm, d_norm]]
+        metrics = [self._remember_penalty(sums.means), [g_norm, d_norm]]
         if state.g_loss_scale and state.d_loss_scale:
             skipped = [
                 state.g_loss_scale.num_skipped,
@@ -180,6 +191,18 @@ class TrainStep:
         if self._rate_factor:
             metrics.append([rate_factor])
         return tf.concat(metrics, axis=0)
+
+    def _remember_penalty(self, means: tf.Tensor) -> tf.Tensor:
+        """Puts the newest penalty that is known into the means."""
+        penalty = self._state.penalty
+        if self._regularizer is None or penalty is None:
+            return means
+        # One that is not finite would make the state unfit to be saved, even
+        # where loss scaling has left the update out.
+        is_new = self._regularizer.is_due(self._state.global_step)
+        is_new &= tf.math.is_finite(means[-1])
+        penalty.assign(tf.where(is_new, means[-1], penalty))
+        return tf.concat([means[:-1], [penalty]], axis=0)
 
     def _contribution(
         self,
