@@ -40,11 +40,10 @@ _ALLOWED = {
     "train_step": {
         "adversarial",
         "learning_rates",
-        "loss_scale",
         "network",
-        "optimizers",
         "regularizer",
         "train_state",
+        "updates",
     },
     "adversarial": {"network", "randomness", "regularizer"},
     "regularizer": {"errors", "network", "penalties", "randomness"},
@@ -75,6 +74,7 @@ _ALLOWED = {
     "progress": set(),
     "randomness": set(),
     "schedule": set(),
+    "updates": {"loss_scale", "network", "optimizers"},
     "watchdog": {"errors"},
     # Kinds by name.
     "data": {"data.array_dataset", "data.digits", "data.mnist", "errors"},

@@ -49,6 +49,7 @@ def _contribution(
         Network.of(state.discriminator),
         real=_real(),
         step=tf.constant(step, tf.int64),
+        d_update=tf.constant(step, tf.int64),
         first_position=tf.constant(0, tf.int64),
         g_scale=tf.constant(1.0),
         d_scale=tf.constant(1.0),
@@ -62,7 +63,7 @@ def _sum_and_gradients(
         Network.of(state.discriminator),
         real=_real(),
         fake=0.5 * _real(),
-        step=tf.constant(step, tf.int64),
+        d_update=tf.constant(step, tf.int64),
         draws=functools.partial(randomness.Draws, seed=0, step=step),
         scale=tf.constant(1.0),
     )

@@ -107,6 +107,7 @@ def build_step(
     *,
     dataset: ArrayDataset | None = None,
     global_batch_size: int = GLOBAL_BATCH_SIZE,
+    num_discriminator_steps: int = 1,
     num_accumulation_steps: int = 1,
     seed: int = 0,
     jit_compile: bool = False,
@@ -117,9 +118,9 @@ def build_step(
     batches = team.strategy.distribute_datasets_from_function(
         lambda _: pipeline.training_batches(
             dataset or noise(),
-            global_batch_size=global_batch_size,
+            global_batch_size=global_batch_size * num_discriminator_steps,
             num_replicas=team.strategy.num_replicas_in_sync,
-            num_parts=num_accumulation_steps,
+            num_parts=num_discriminator_steps * num_accumulation_steps,
             local_replicas=team.local_replicas,
             first_step=int(state.global_step.numpy()),
             seed=seed,
@@ -132,6 +133,7 @@ def build_step(
         loss=loss,
         latent_dim=LATENT_DIM,
         global_batch_size=global_batch_size,
+        num_discriminator_steps=num_discriminator_steps,
         num_accumulation_steps=num_accumulation_steps,
         seed=seed,
         jit_compile=jit_compile,

@@ -23,9 +23,10 @@ class Contribution(NamedTuple):
     """One replica's summands of what all replicas must agree on.
 
     Attributes:
-      g_gradients: of the scaled generator loss, one per weight.
+      g_gradients: of the scaled generator loss, one per weight; none in a round
+        that trains only the discriminator.
       d_gradients: of the scaled discriminator loss, one per weight.
-      g_buffers: the generator's new buffers.
+      g_buffers: the generator's new buffers; none in such a round.
       d_buffers: the discriminator's.
       means: `AdversarialRound.mean_names`, a vector.
     """
@@ -82,9 +83,11 @@ class AdversarialRound:
         *,
         real: tf.Tensor,
         step: tf.Tensor,
+        d_update: tf.Tensor,
         first_position: tf.Tensor,
         g_scale: tf.Tensor,
         d_scale: tf.Tensor,
+        trains_generator: bool = True,
     ) -> Contribution:
         """Computes the losses and gradients of some examples.
 
@@ -93,9 +96,12 @@ class AdversarialRound:
           discriminator: samples -> logits [b, 1].
           real: [b, ...] in [-1, 1].
           step: the global step.
-          first_position: of `real[0]` in the global batch.
+          d_update: the number of updates of the discriminator before this one.
+          first_position: of `real[0]` among the step's examples.
           g_scale: multiplies the generator's loss before the gradient.
           d_scale: the same for the discriminator's.
+          trains_generator: whether its gradients are wanted; without them, its
+            buffers stay as they are, too.
         """
 
         draws = functools.partial(
@@ -130,7 +136,7 @@ class AdversarialRound:
                 discriminator,
                 real=real,
                 fake=fake,
-                step=step,
+                d_update=d_update,
                 draws=draws,
                 scale=d_scale / self._global_batch_size,
             )
@@ -138,8 +144,13 @@ class AdversarialRound:
             d_gradients = [
                 a + b for a, b in zip(d_gradients, gradients, strict=True)
             ]
+        g_gradients = []
+        if trains_generator:
+            g_gradients = tape.gradient(scaled_g_loss, generator.weights)
+        else:
+            g_buffers = []
         return Contribution(
-            g_gradients=tape.gradient(scaled_g_loss, generator.weights),
+            g_gradients=g_gradients,
             d_gradients=d_gradients,
             g_buffers=[b / self._num_parts for b in g_buffers],
             d_buffers=[b / self._num_parts for b in d_buffers],

@@ -121,7 +121,7 @@ def make_schedule(
     )
     return Schedule(
         steps_per_epoch=pipeline.steps_per_epoch(
-            len(dataset.labels), config.global_batch_size
+            len(dataset.labels), config.images_per_step
         ),
         epochs=config.epochs,
         max_steps=config.max_steps,
@@ -188,12 +188,14 @@ def build_step(
     batches = strategy.distribute_datasets_from_function(
         lambda _: pipeline.training_batches(
             dataset,
-            global_batch_size=config.global_batch_size,
+            # The batches of a step, one after the other, are its parts.
+            global_batch_size=config.images_per_step,
             num_replicas=strategy.num_replicas_in_sync,
             first_step=first_step,
             seed=seed,
             local_replicas=team.local_replicas,
-            num_parts=config.gradient_accumulation_steps,
+            num_parts=config.num_discriminator_steps
+            * config.gradient_accumulation_steps,
         )
     )
     return TrainStep(
@@ -206,6 +208,7 @@ def build_step(
         seed=seed,
         regularizer=_regularizer(config, state),
         learning_rate_factor=_learning_rate_factor(config),
+        num_discriminator_steps=config.num_discriminator_steps,
         num_accumulation_steps=config.gradient_accumulation_steps,
         jit_compile=distribution.should_jit(
             config.jit_compile,
@@ -299,6 +302,6 @@ def open_outputs(
             num_samples=config.num_samples,
             seed=config.seed,
         ),
-        global_batch_size=config.global_batch_size,
+        images_per_step=config.images_per_step,
         first_step=first_step,
     )

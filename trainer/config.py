@@ -250,10 +250,20 @@ class Config:
     penalty_every_steps: int = _fixed(
         _OBJECTIVE,
         1,
-        "Penalize only every so many steps, with so many times the weight:"
-        " 16 costs little more than no penalty.",
+        "Penalize only every so many steps of the discriminator, with so many"
+        " times the weight: 16 costs little more than no penalty.",
         "steps",
         minimum=1,
+    )
+    num_discriminator_steps: int = _fixed(
+        _OBJECTIVE,
+        1,
+        "Updates of the discriminator for each of the generator, every one"
+        " from a global batch of its own: a step takes so many batches, and an"
+        " epoch has so many times fewer steps.",
+        "steps",
+        minimum=1,
+        maximum=64,
     )
     strategy: str = _free(
         _SPEED,
@@ -367,6 +377,11 @@ class Config:
     def global_batch_size(self) -> int:
         """`batch_size`, or the default of the data set."""
         return self.batch_size or DEFAULT_BATCH_SIZES[self.dataset]
+
+    @property
+    def images_per_step(self) -> int:
+        """Real images that a step takes, over all replicas."""
+        return self.global_batch_size * self.num_discriminator_steps
 
     @property
     def bucket(self) -> tuple[str, str] | None:

@@ -39,7 +39,7 @@ class Regularizer:
         Args:
           penalty: one of `trainer.penalties`.
           weight: the paper's gamma or lambda.
-          every_steps: steps from one to the next.
+          every_steps: updates of the discriminator from one to the next.
           float32_discriminator: the same network with layers that compute in
             float32, if the trained one's do not; its variables are not read.
         """
@@ -65,9 +65,9 @@ class Regularizer:
                 " step. Leave either out."
             )
 
-    def is_due(self, step: tf.Tensor) -> tf.Tensor:
-        """Whether the penalty is computed at a step, a bool scalar."""
-        return tf.equal(step % self._every_steps, 0)
+    def is_due(self, d_update: tf.Tensor) -> tf.Tensor:
+        """Whether an update is penalized, a bool scalar."""
+        return tf.equal(d_update % self._every_steps, 0)
 
     def sum_and_gradients(
         self,
@@ -75,7 +75,7 @@ class Regularizer:
         *,
         real: tf.Tensor,
         fake: tf.Tensor,
-        step: tf.Tensor,
+        d_update: tf.Tensor,
         draws: Callable[..., randomness.Draws],
         scale: tf.Tensor,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
@@ -85,7 +85,7 @@ class Regularizer:
           discriminator: samples -> logits [b, 1].
           real: [b, ...].
           fake: [b, ...].
-          step: the global step.
+          d_update: the number of updates of the discriminator before this one.
           draws: makes draws for a purpose.
           scale: multiplies the gradients, besides the weight.
 
@@ -132,5 +132,5 @@ class Regularizer:
             total, *gradients = compute()
         else:
             # No collective is inside, and all replicas take the same branch.
-            total, *gradients = tf.cond(self.is_due(step), compute, skip)
+            total, *gradients = tf.cond(self.is_due(d_update), compute, skip)
         return total, gradients
