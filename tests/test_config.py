@@ -26,6 +26,7 @@ CHANGES_RESULT = {
     "optimizer": "rmsprop",
     "rollback_learning_rate_factor": 0.5,
     "loss": "hinge",
+    "ema_half_life_images": 10000,
     "num_discriminator_steps": 5,
     "penalty": "r1",
     "penalty_weight": 0.05,

@@ -39,6 +39,7 @@ _ALLOWED = {
     "train_state": {"loss_scale", "optimizers"},
     "train_step": {
         "adversarial",
+        "ema",
         "learning_rates",
         "network",
         "regularizer",
@@ -63,6 +64,7 @@ _ALLOWED = {
     "atomic_file": {"errors"},
     "distribution": {"errors"},
     "divergence": {"errors", "loss_scale"},
+    "ema": set(),
     "errors": set(),
     "interruption": {"errors"},
     "learning_rates": {"errors"},

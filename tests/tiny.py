@@ -11,6 +11,7 @@ import tensorflow as tf
 from trainer import distribution, losses, penalties, train_step
 from trainer.data import pipeline
 from trainer.data.array_dataset import ArrayDataset
+from trainer.ema import Ema
 from trainer.models import layers
 from trainer.regularizer import Regularizer
 from trainer.team import Team
@@ -213,6 +214,8 @@ def make_micro(
     penalty: str = "none",
     penalty_weight: float = 10.0,
     penalty_every_steps: int = 1,
+    ema_half_life_images: int = 0,
+    checkpoint: str | None = None,
     jit_compile: bool = False,
     **step_settings: Any,
 ) -> tuple[TrainState, TrainStep]:
@@ -224,6 +227,8 @@ def make_micro(
       penalty: of the regularizer.
       penalty_weight: the same.
       penalty_every_steps: the same.
+      ema_half_life_images: of the average; 0: none.
+      checkpoint: of a state like this one, to go on from.
       jit_compile: without synchronized batch norm, which XLA cannot compile.
       **step_settings: of `build_step`.
     """
@@ -239,9 +244,12 @@ def make_micro(
             ),
             "discriminator": build_micro_discriminator,
             "has_penalty": penalty != "none",
+            "has_ema": ema_half_life_images > 0,
             **(state_settings or {}),
         },
     )
+    if checkpoint:
+        state.as_checkpoint().read(checkpoint).assert_consumed()
     regularizer = None
     if kind := penalties.get(penalty):
         regularizer = Regularizer(
@@ -250,10 +258,19 @@ def make_micro(
             every_steps=penalty_every_steps,
             float32_discriminator=state.build_float32_discriminator(),
         )
+    ema = None
+    if state.ema_generator:
+        ema = Ema(
+            state.ema_generator,
+            half_life_images=ema_half_life_images,
+            images_per_step=GLOBAL_BATCH_SIZE
+            * step_settings.get("num_discriminator_steps", 1),
+        )
     step = build_step(
         state,
         Team(strategy),
         dataset=micro_noise(),
+        ema=ema,
         regularizer=regularizer,
         jit_compile=jit_compile,
         **step_settings,

@@ -24,6 +24,7 @@ from trainer import (
 from trainer.config import Config
 from trainer.data import pipeline
 from trainer.data.array_dataset import ArrayDataset
+from trainer.ema import Ema
 from trainer.interruption import Interruption
 from trainer.learning_rates import LearningRateFactor
 from trainer.outputs import Outputs
@@ -154,6 +155,7 @@ def build_state(
             g_optimizer_settings=_adam_settings(config, config.g_beta_1),
             d_optimizer_settings=_adam_settings(config, config.d_beta_1),
             has_penalty=config.penalty != "none",
+            has_ema=config.ema_half_life_images > 0,
         )
 
 
@@ -208,6 +210,7 @@ def build_step(
         seed=seed,
         regularizer=_regularizer(config, state),
         learning_rate_factor=_learning_rate_factor(config),
+        ema=_ema(config, state),
         num_discriminator_steps=config.num_discriminator_steps,
         num_accumulation_steps=config.gradient_accumulation_steps,
         jit_compile=distribution.should_jit(
@@ -215,6 +218,16 @@ def build_step(
             devices=strategy.extended.worker_devices,
             sync_batch_norm=config.sync_batch_norm,
         ),
+    )
+
+
+def _ema(config: Config, state: TrainState) -> Ema | None:
+    if state.ema_generator is None:
+        return None
+    return Ema(
+        state.ema_generator,
+        half_life_images=config.ema_half_life_images,
+        images_per_step=config.images_per_step,
     )
 
 
@@ -297,7 +310,7 @@ def open_outputs(
         directory=directory,
         schedule=schedule,
         sampler=samples.Sampler(
-            state.generator,
+            state.shown_generator,
             latent_dim=config.latent_dim,
             num_samples=config.num_samples,
             seed=config.seed,

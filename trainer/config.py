@@ -265,6 +265,16 @@ class Config:
         minimum=1,
         maximum=64,
     )
+    ema_half_life_images: int = _fixed(
+        _OBJECTIVE,
+        0,
+        "Average the generator over the images shown, those so long ago"
+        " counting half, and draw samples from the average; 0: no average."
+        " StyleGAN2 has 10,000 to 500,000; at first it is a twentieth of the"
+        " images shown.",
+        "images",
+        minimum=0,
+    )
     strategy: str = _free(
         _SPEED,
         "mirrored",

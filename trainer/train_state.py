@@ -17,6 +17,7 @@ class TrainState:
 
     Attributes:
       generator: latents [B, latent_dim] -> samples [B, ...].
+      ema_generator: the average of the generator (`trainer.ema`), or None.
       discriminator: samples [B, ...] -> logits [B, 1].
       g_optimizer: the generator's.
       d_optimizer: the discriminator's.
@@ -41,6 +42,7 @@ class TrainState:
         g_optimizer_settings: Mapping[str, float] = _NO_SETTINGS,
         d_optimizer_settings: Mapping[str, float] = _NO_SETTINGS,
         has_penalty: bool = False,
+        has_ema: bool = False,
     ) -> None:
         """Builds and initializes; call under the strategy's scope.
 
@@ -60,6 +62,8 @@ class TrainState:
             as `beta_1`.
           d_optimizer_settings: the same of the discriminator's.
           has_penalty: whether the discriminator is penalized.
+          has_ema: whether the generator is averaged; the average begins as a
+            copy.
 
         Raises:
           ValueError: the networks share a variable or keep random state.
@@ -87,10 +91,26 @@ class TrainState:
         if precision == "mixed_float16":
             self.g_loss_scale = loss_scale.LossScale()
             self.d_loss_scale = loss_scale.LossScale()
+        self.ema_generator: keras.Model | None = None
+        if has_ema:
+            # Last of the networks: the others' initial weights stay the same.
+            with _dtype_policy(precision):
+                self.ema_generator = build_generator()
+            for average, variable in zip(
+                self.ema_generator.variables,
+                self.generator.variables,
+                strict=True,
+            ):
+                average.assign(variable.value)
         self.penalty: tf.Variable | None = None
         if has_penalty:
             self.penalty = tf.Variable(0.0, trainable=False)
         self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    @property
+    def shown_generator(self) -> keras.Model:
+        """The one to make pictures with: the average, if there is one."""
+        return self.ema_generator or self.generator
 
     @property
     def variables(self) -> list[tf.Variable]:
@@ -106,6 +126,12 @@ class TrainState:
             *(v.value for network in networks for v in network.variables),
             *(v for module in modules if module for v in module.variables),
             *([] if self.penalty is None else [self.penalty]),
+            *(
+                v.value
+                for v in (
+                    self.ema_generator.variables if self.ema_generator else []
+                )
+            ),
             self.global_step,
         ]
         # An optimizer knows the weights that it updates.
@@ -144,6 +170,8 @@ class TrainState:
         if self.g_loss_scale and self.d_loss_scale:
             objects["g_loss_scale"] = self.g_loss_scale
             objects["d_loss_scale"] = self.d_loss_scale
+        if self.ema_generator:
+            objects["ema_generator"] = self.ema_generator
         if self.penalty is not None:
             objects["penalty"] = self.penalty
         return tf.train.Checkpoint(**objects)

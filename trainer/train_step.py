@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from trainer.adversarial import MEAN_NAMES, AdversarialRound, Contribution
+from trainer.ema import Ema
 from trainer.learning_rates import LearningRateFactor
 from trainer.network import Network
 from trainer.regularizer import Regularizer
@@ -49,6 +50,7 @@ class TrainStep:
         seed: int,
         regularizer: Regularizer | None = None,
         learning_rate_factor: LearningRateFactor | None = None,
+        ema: Ema | None = None,
         num_discriminator_steps: int = 1,
         num_accumulation_steps: int = 1,
         jit_compile: bool = False,
@@ -69,6 +71,7 @@ class TrainStep:
           seed: the run's seed.
           regularizer: penalizes the discriminator.
           learning_rate_factor: of both networks at a step; None: 1.
+          ema: moves the average of the generator.
           num_discriminator_steps: updates of the discriminator in a step, each
             from real and generated examples of its own. The last one shares its
             forward pass with the generator's only update.
@@ -82,6 +85,7 @@ class TrainStep:
         self._batches = iter(batches)
         self._num_discriminator_steps = num_discriminator_steps
         self._num_accumulation_steps = num_accumulation_steps
+        self._ema = ema
         self._rate_factor = learning_rate_factor
         self._round = AdversarialRound(
             loss=loss,
@@ -206,6 +210,7 @@ class TrainStep:
                 sums.g_gradients,
                 sums.g_buffers,
                 rate_factor,
+                then=self._update_ema,
             )
         d_norm = update(
             discriminator,
@@ -227,6 +232,10 @@ class TrainStep:
         if self._rate_factor:
             metrics.append([rate_factor])
         return tf.concat(metrics, axis=0)
+
+    def _update_ema(self) -> None:
+        if self._ema:
+            self._ema.update(self._state.generator, self._state.global_step)
 
     def _remember_penalty(
         self, means: tf.Tensor, d_update: tf.Tensor

@@ -1,5 +1,7 @@
 """How reduced gradients become new weights, with and without loss scaling."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from trainer.loss_scale import LossScale
@@ -14,6 +16,7 @@ def update(
     gradients: list[tf.Tensor],
     buffers: list[tf.Tensor],
     rate_factor: tf.Tensor | float,
+    then: Callable[[], None] | None = None,
 ) -> tf.Tensor:
     """Updates a network; call in replica context.
 
@@ -27,6 +30,7 @@ def update(
       gradients: sums over the replicas.
       buffers: the network's new ones, the same on all replicas.
       rate_factor: multiplies the learning rate.
+      then: is called after an update, but not if it is left out.
 
     Returns:
       the norm of the loss's gradients, without the scale.
@@ -34,6 +38,8 @@ def update(
     if loss_scale is None:
         optimizer.apply(gradients, rate_factor)
         network.assign_buffers(buffers)
+        if then:
+            then()
         return tf.linalg.global_norm(gradients)
 
     gradients = [g / loss_scale.scale for g in gradients]
@@ -44,6 +50,8 @@ def update(
     def apply() -> None:
         optimizer.apply(gradients, rate_factor)
         network.assign_buffers(buffers)
+        if then:
+            then()
 
     # No collective is inside, and all replicas take the same branch.
     tf.cond(is_finite, apply, lambda: None)
