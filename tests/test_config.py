@@ -32,6 +32,19 @@ CHANGES_RESULT = {
     "random_flip": True,
     "model": "dcgan",
     "model_width": 8,
+    "loss": "hinge",
+    "ema_half_life_images": 10000,
+    "num_discriminator_steps": 5,
+    "penalty": "r1",
+    "penalty_weight": 0.05,
+    "penalty_every_steps": 16,
+    "g_beta_1": 0.5,
+    "d_beta_1": 0.0,
+    "beta_2": 0.99,
+    "learning_rate_schedule": "cosine",
+    "learning_rate_warmup_steps": 100,
+    "learning_rate_decay_steps": 1000,
+    "learning_rate_final_factor": 0.1,
 }
 MAY_CHANGE = {
     "workdir": "elsewhere",
@@ -129,6 +142,19 @@ def test_given_values_are_kept_and_the_tilde_is_expanded(monkeypatch):
         ("g_learning_rate", float("nan"), "finite number above 0"),
         ("d_learning_rate", -1e-4, "finite number above 0"),
         ("d_learning_rate", float("inf"), "finite number above 0"),
+        ("g_beta_1", 1.0, "a number from 0 to 0.9999"),
+        ("d_beta_1", -0.1, "a number from 0 to 0.9999"),
+        ("beta_2", float("nan"), "a number from 0 to 0.9999"),
+        ("learning_rate_schedule", "step", "constant, linear, cosine"),
+        ("learning_rate_schedule", "cosine", "--learning_rate_decay_steps"),
+        ("learning_rate_decay_steps", 50, "constant does not decay"),
+        ("learning_rate_final_factor", 0.5, "constant does not decay"),
+        ("learning_rate_final_factor", 1.5, "a number from 0 to 1"),
+        ("loss", "gan", "relativistic"),
+        ("penalty", "r3", "wgan_gp"),
+        ("penalty_weight", 1.0, "--penalty=none"),
+        ("penalty_weight", 0.0, "above 0"),
+        ("penalty_every_steps", 16, "--penalty=none"),
         ("strategy", "tpu", "one_device, mirrored"),
         ("num_logical_cpus", -1, "0 to 64"),
         ("num_logical_cpus", 3, "--batch_size=32"),
@@ -155,6 +181,21 @@ def test_more_devices_than_the_strategy_uses_are_refused():
     config.Config(strategy="one_device", num_logical_cpus=1).validate()
     with pytest.raises(errors.UsageError, match="--strategy=multi_worker"):
         config.Config(strategy="multi_worker", num_logical_cpus=2).validate()
+
+
+def test_betas_are_adam_s():
+    with pytest.raises(errors.UsageError, match="--d_beta_1=0.5 has no use"):
+        config.Config(optimizer="rmsprop", d_beta_1=0.5).validate()
+    config.Config(optimizer="rmsprop").validate()
+    config.Config(d_beta_1=0.5, g_beta_1=0.0, beta_2=0.99).validate()
+
+
+def test_runs_of_before_the_objectives_could_be_chosen_keep_their_digest():
+    # Computed by the version before; it stands in the runs' checkpoints.
+    assert config.Config().digest() == "5c4d288de9dbabd3"
+    assert config.Config(latent_dim=64).digest() == "07873f51f9f6eeb2"
+    mnist = config.Config(dataset="mnist", g_learning_rate=2e-4, batch_size=48)
+    assert mnist.digest() == "8bf403b8f1a16920"
 
 
 @pytest.mark.parametrize("num_logical_cpus", [0, 1, 2, 4])

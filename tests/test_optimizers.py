@@ -105,6 +105,18 @@ def test_all_replicas_make_the_step_of_one(name):
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_the_rate_of_an_update_may_be_scaled(name):
+    ours, theirs = _variables(), _variables()
+    scaled = optimizers.get(name)(ours, learning_rate=4e-2)
+    plain = optimizers.get(name)(theirs, learning_rate=1e-2)
+    for gradients in _gradients(3):
+        scaled.apply(gradients, tf.constant(0.25))
+        plain.apply(gradients)
+    for one, two in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_a_restored_optimizer_goes_on_bit_for_bit(name, tmp_path):
     make = optimizers.get(name)
     gradients = _gradients(8)

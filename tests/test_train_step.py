@@ -12,6 +12,7 @@ import tensorflow as tf
 from tests import tiny
 from trainer import distribution, losses, randomness
 from trainer.data import pipeline
+from trainer.learning_rates import LearningRateFactor
 from trainer.team import Team
 from trainer.train_state import TrainState
 from trainer.train_step import TrainStep
@@ -381,3 +382,49 @@ def test_layers_with_random_state_of_their_own_are_refused() -> None:
 
     with pytest.raises(ValueError, match=r"trainer\.models\.layers\.Dropout"):
         _make(1, build_discriminator=build)
+
+
+def test_a_schedule_scales_both_networks_updates() -> None:
+    strategy = distribution.make_strategy("mirrored", num_logical_cpus=2)
+    updates = []
+    for factor in (None, LearningRateFactor(warmup_steps=4)):
+        state = tiny.build_state(strategy)
+        step = tiny.build_step(
+            state, Team(strategy), learning_rate_factor=factor
+        )
+        networks = (state.generator, state.discriminator)
+        weights = [w for net in networks for w in net.trainable_variables]
+        before = [w.numpy() for w in weights]
+        metrics = [step.run(1)]
+        updates.append(
+            [w.numpy() - b for w, b in zip(weights, before, strict=True)]
+        )
+        metrics.append(step.run(2))
+    for full, scaled in zip(*updates, strict=True):
+        np.testing.assert_allclose(scaled, full / 4, rtol=0, atol=2e-7)
+    assert [m["learning_rate_factor"] for m in metrics] == [0.25, 0.75]
+
+
+def test_each_network_has_its_own_beta() -> None:
+    strategy = distribution.make_strategy("one_device", num_logical_cpus=0)
+    moments = []
+    for settings in (
+        {},
+        {
+            "g_optimizer_settings": {"beta_1": 0.5},
+            "d_optimizer_settings": {"beta_1": 0.0, "beta_2": 0.0},
+        },
+    ):
+        state = tiny.build_state(strategy, **settings)
+        tiny.build_step(state, Team(strategy)).run(1)
+        moments.append(
+            [
+                optimizer.first_moments[0].numpy()
+                for optimizer in (state.g_optimizer, state.d_optimizer)
+            ]
+        )
+    # The first moments begin with 1 - beta_1 times the gradient.
+    for factor, (before, after) in zip(
+        (5.0, 10.0), zip(*moments, strict=True), strict=True
+    ):
+        np.testing.assert_allclose(after, factor * before, rtol=1e-5)

@@ -1,16 +1,19 @@
 """Networks with every kind of layer that training must handle, but small."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import losses, train_step
+from trainer import distribution, losses, penalties, train_step
 from trainer.data import pipeline
 from trainer.data.array_dataset import ArrayDataset
+from trainer.ema import Ema
 from trainer.models import layers
+from trainer.regularizer import Regularizer
 from trainer.team import Team
 from trainer.train_state import TrainState
 from trainer.train_step import TrainStep
@@ -88,7 +91,7 @@ def build_state(
     learning_rate: float = 1e-4,
     seed: int = 0,
     precision: str = "float32",
-    optimizer: str = "adam",
+    **settings: Any,
 ) -> TrainState:
     """Builds the networks, or others, on the replicas."""
 
@@ -105,7 +108,7 @@ def build_state(
             d_learning_rate=learning_rate,
             seed=seed,
             precision=precision,
-            optimizer=optimizer,
+            **settings,
         )
 
 
@@ -115,18 +118,20 @@ def build_step(
     *,
     dataset: ArrayDataset | None = None,
     global_batch_size: int = GLOBAL_BATCH_SIZE,
+    num_discriminator_steps: int = 1,
     num_accumulation_steps: int = 1,
     seed: int = 0,
     jit_compile: bool = False,
     loss: Callable[..., tuple[tf.Tensor, tf.Tensor]] = losses.non_saturating,
+    **settings: Any,
 ) -> TrainStep:
     """Connects a state with data, from its global step on."""
     batches = team.strategy.distribute_datasets_from_function(
         lambda _: pipeline.training_batches(
             dataset or noise(),
-            global_batch_size=global_batch_size,
+            global_batch_size=global_batch_size * num_discriminator_steps,
             num_replicas=team.strategy.num_replicas_in_sync,
-            num_parts=num_accumulation_steps,
+            num_parts=num_discriminator_steps * num_accumulation_steps,
             local_replicas=team.local_replicas,
             first_step=int(state.global_step.numpy()),
             seed=seed,
@@ -139,9 +144,11 @@ def build_step(
         loss=loss,
         latent_dim=LATENT_DIM,
         global_batch_size=global_batch_size,
+        num_discriminator_steps=num_discriminator_steps,
         num_accumulation_steps=num_accumulation_steps,
         seed=seed,
         jit_compile=jit_compile,
+        **settings,
     )
 
 
@@ -163,3 +170,119 @@ def assert_alike(
             assert others[name] == pytest.approx(metrics[name], abs=1e-5), name
     for value, other in zip(values(one[0]), values(many[0]), strict=True):
         np.testing.assert_allclose(other, value, rtol=0, atol=1e-5)
+
+
+# Smaller still, for tests that make many steps of different kinds.
+MICRO_SHAPE = (8, 8, 1)
+
+
+def build_micro_generator(*, sync_batch_norm: bool = True) -> keras.Model:
+    """Builds latents [B, LATENT_DIM] -> images [B, 8, 8, 1]."""
+    return keras.Sequential(
+        [
+            keras.Input([LATENT_DIM]),
+            keras.layers.Dense(64, use_bias=False),
+            layers.BatchNormalization(synchronized=sync_batch_norm),
+            keras.layers.LeakyReLU(0.3),
+            keras.layers.Reshape(MICRO_SHAPE),
+            keras.layers.Conv2D(1, 3, padding="same"),
+            keras.layers.Activation("tanh"),
+        ],
+        name="generator",
+    )
+
+
+def build_micro_discriminator(*, dropout_rate: float = 0.3) -> keras.Model:
+    """Builds images [B, 8, 8, 1] -> logits [B, 1]."""
+    return keras.Sequential(
+        [
+            keras.Input(MICRO_SHAPE),
+            keras.layers.Conv2D(4, 3, strides=2, padding="same"),
+            keras.layers.LeakyReLU(0.3),
+            layers.Dropout(dropout_rate),
+            keras.layers.Flatten(),
+            keras.layers.Dense(8, activation="softplus"),
+            keras.layers.Dense(1),
+        ],
+        name="discriminator",
+    )
+
+
+def micro_noise() -> ArrayDataset:
+    """Makes 100 random images of that size."""
+    generator = np.random.default_rng(6)
+    return ArrayDataset(
+        samples=generator.integers(0, 256, [100, *MICRO_SHAPE], dtype=np.uint8),
+        labels=generator.integers(0, 10, [100]).astype(np.int32),
+    )
+
+
+def make_micro(
+    num_replicas: int = 1,
+    *,
+    state_settings: Mapping[str, Any] | None = None,
+    penalty: str = "none",
+    penalty_weight: float = 10.0,
+    penalty_every_steps: int = 1,
+    ema_half_life_images: int = 0,
+    checkpoint: str | None = None,
+    jit_compile: bool = False,
+    **step_settings: Any,
+) -> tuple[TrainState, TrainStep]:
+    """Builds the smallest networks and connects them with noise.
+
+    Args:
+      num_replicas: 1 is the strategy one_device, more are mirrored.
+      state_settings: of `build_state`.
+      penalty: of the regularizer.
+      penalty_weight: the same.
+      penalty_every_steps: the same.
+      ema_half_life_images: of the average; 0: none.
+      checkpoint: of a state like this one, to go on from.
+      jit_compile: without synchronized batch norm, which XLA cannot compile.
+      **step_settings: of `build_step`.
+    """
+    strategy = distribution.make_strategy(
+        "one_device" if num_replicas == 1 else "mirrored",
+        num_logical_cpus=0 if num_replicas == 1 else num_replicas,
+    )
+    state = build_state(
+        strategy,
+        **{
+            "generator": lambda: build_micro_generator(
+                sync_batch_norm=not jit_compile
+            ),
+            "discriminator": build_micro_discriminator,
+            "has_penalty": penalty != "none",
+            "has_ema": ema_half_life_images > 0,
+            **(state_settings or {}),
+        },
+    )
+    if checkpoint:
+        state.as_checkpoint().read(checkpoint).assert_consumed()
+    regularizer = None
+    if kind := penalties.get(penalty):
+        regularizer = Regularizer(
+            kind,
+            weight=penalty_weight,
+            every_steps=penalty_every_steps,
+            float32_discriminator=state.build_float32_discriminator(),
+        )
+    ema = None
+    if state.ema_generator:
+        ema = Ema(
+            state.ema_generator,
+            half_life_images=ema_half_life_images,
+            images_per_step=GLOBAL_BATCH_SIZE
+            * step_settings.get("num_discriminator_steps", 1),
+        )
+    step = build_step(
+        state,
+        Team(strategy),
+        dataset=micro_noise(),
+        ema=ema,
+        regularizer=regularizer,
+        jit_compile=jit_compile,
+        **step_settings,
+    )
+    return state, step

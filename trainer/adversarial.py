@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from trainer import randomness
 from trainer.network import Network
+from trainer.regularizer import Regularizer
 
 MEAN_NAMES = ("g_loss", "d_loss", "real_probability", "fake_probability")
 
@@ -22,11 +23,12 @@ class Contribution(NamedTuple):
     """One replica's summands of what all replicas must agree on.
 
     Attributes:
-      g_gradients: of the scaled generator loss, one per weight.
+      g_gradients: of the scaled generator loss, one per weight; none in a round
+        that trains only the discriminator.
       d_gradients: of the scaled discriminator loss, one per weight.
-      g_buffers: the generator's new buffers.
+      g_buffers: the generator's new buffers; none in such a round.
       d_buffers: the discriminator's.
-      means: `MEAN_NAMES`, a vector.
+      means: `AdversarialRound.mean_names`, a vector.
     """
 
     g_gradients: list[tf.Tensor]
@@ -37,7 +39,11 @@ class Contribution(NamedTuple):
 
 
 class AdversarialRound:
-    """Both losses from one shared forward pass, and both gradients."""
+    """Both losses from one shared forward pass, and both gradients.
+
+    Attributes:
+      mean_names: what the means of a contribution are.
+    """
 
     def __init__(
         self,
@@ -47,6 +53,7 @@ class AdversarialRound:
         global_batch_size: int,
         num_parts: int,
         seed: int,
+        regularizer: Regularizer | None = None,
     ) -> None:
         """Fixes what does not change from step to step.
 
@@ -57,12 +64,17 @@ class AdversarialRound:
           num_parts: over how many parts of the global batch buffers are
             averaged: the replicas, times the parts of each one's share.
           seed: the run's seed.
+          regularizer: penalizes the discriminator.
         """
         self._loss = loss
         self._latent_dim = latent_dim
         self._global_batch_size = global_batch_size
         self._num_parts = num_parts
         self._seed = seed
+        self._regularizer = regularizer
+        self.mean_names: tuple[str, ...] = MEAN_NAMES
+        if regularizer:
+            self.mean_names += ("penalty",)
 
     def contribution(
         self,
@@ -71,9 +83,11 @@ class AdversarialRound:
         *,
         real: tf.Tensor,
         step: tf.Tensor,
+        d_update: tf.Tensor,
         first_position: tf.Tensor,
         g_scale: tf.Tensor,
         d_scale: tf.Tensor,
+        trains_generator: bool = True,
     ) -> Contribution:
         """Computes the losses and gradients of some examples.
 
@@ -82,9 +96,12 @@ class AdversarialRound:
           discriminator: samples -> logits [b, 1].
           real: [b, ...] in [-1, 1].
           step: the global step.
-          first_position: of `real[0]` in the global batch.
+          d_update: the number of updates of the discriminator before this one.
+          first_position: of `real[0]` among the step's examples.
           g_scale: multiplies the generator's loss before the gradient.
           d_scale: the same for the discriminator's.
+          trains_generator: whether its gradients are wanted; without them, its
+            buffers stay as they are, too.
         """
 
         draws = functools.partial(
@@ -95,8 +112,9 @@ class AdversarialRound:
         )
         with tf.GradientTape(persistent=True) as tape:
             tape.watch([generator.weights, discriminator.weights])
-            real_logits, fake_logits, g_buffers, d_buffers = self._forward(
-                generator, discriminator, real, draws
+            fake, g_buffers = self._generate(generator, real.shape[0], draws)
+            real_logits, fake_logits, d_buffers = self._discriminate(
+                discriminator, real, fake, draws
             )
             g_losses, d_losses = self._loss(
                 real_logits=real_logits, fake_logits=fake_logits
@@ -106,39 +124,65 @@ class AdversarialRound:
             d_loss = self._share_of_mean(d_losses)
             scaled_g_loss = g_loss * g_scale
             scaled_d_loss = d_loss * d_scale
+        d_gradients = tape.gradient(scaled_d_loss, discriminator.weights)
+        means = [
+            g_loss,
+            d_loss,
+            self._share_of_mean(tf.sigmoid(real_logits)),
+            self._share_of_mean(tf.sigmoid(fake_logits)),
+        ]
+        if self._regularizer:
+            penalty, gradients = self._regularizer.sum_and_gradients(
+                discriminator,
+                real=real,
+                fake=fake,
+                d_update=d_update,
+                draws=draws,
+                scale=d_scale / self._global_batch_size,
+            )
+            means.append(penalty / self._global_batch_size)
+            d_gradients = [
+                a + b for a, b in zip(d_gradients, gradients, strict=True)
+            ]
+        g_gradients = []
+        if trains_generator:
+            g_gradients = tape.gradient(scaled_g_loss, generator.weights)
+        else:
+            g_buffers = []
         return Contribution(
-            g_gradients=tape.gradient(scaled_g_loss, generator.weights),
-            d_gradients=tape.gradient(scaled_d_loss, discriminator.weights),
+            g_gradients=g_gradients,
+            d_gradients=d_gradients,
             g_buffers=[b / self._num_parts for b in g_buffers],
             d_buffers=[b / self._num_parts for b in d_buffers],
-            means=tf.stack(
-                [
-                    g_loss,
-                    d_loss,
-                    self._share_of_mean(tf.sigmoid(real_logits)),
-                    self._share_of_mean(tf.sigmoid(fake_logits)),
-                ]
-            ),
+            means=tf.stack(means),
         )
 
-    def _forward(
+    def _generate(
         self,
         generator: Network,
-        discriminator: Network,
-        real: tf.Tensor,
+        num_examples: int,
         draws: Callable[..., randomness.Draws],
-    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
-        """Returns real_logits, fake_logits and both networks' new buffers."""
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Returns generated samples and the generator's new buffers."""
         latents = draws(purpose="latents").normal(
-            (real.shape[0], self._latent_dim)
+            (num_examples, self._latent_dim)
         )
         with randomness.draw_from(draws(purpose="generator")):
-            fake, g_buffers = generator(latents)
+            return generator(latents)
+
+    def _discriminate(
+        self,
+        discriminator: Network,
+        real: tf.Tensor,
+        fake: tf.Tensor,
+        draws: Callable[..., randomness.Draws],
+    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """Returns real_logits, fake_logits and the new buffers."""
         with randomness.draw_from(draws(purpose="discriminator on real")):
             real_logits, d_buffers = discriminator(real)
         with randomness.draw_from(draws(purpose="discriminator on fake")):
             fake_logits, d_buffers = discriminator(fake, d_buffers)
-        return real_logits, fake_logits, g_buffers, d_buffers
+        return real_logits, fake_logits, d_buffers
 
     def _share_of_mean(self, per_example: tf.Tensor) -> tf.Tensor:
         return tf.reduce_sum(per_example) / self._global_batch_size

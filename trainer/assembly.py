@@ -17,6 +17,7 @@ from trainer import (
     divergence,
     losses,
     models,
+    penalties,
     rendezvous,
     run_directory,
     samples,
@@ -24,8 +25,11 @@ from trainer import (
 from trainer.config import Config
 from trainer.data import pipeline
 from trainer.data.dataset import Dataset, Wanted
+from trainer.ema import Ema
 from trainer.interruption import Interruption
+from trainer.learning_rates import LearningRateFactor
 from trainer.outputs import Outputs
+from trainer.regularizer import Regularizer
 from trainer.run_directory import RunDirectory
 from trainer.schedule import Schedule
 from trainer.storage.bucket import Bucket
@@ -149,7 +153,7 @@ def make_schedule(
     )
     return Schedule(
         steps_per_epoch=pipeline.steps_per_epoch(
-            len(dataset.labels), config.global_batch_size
+            len(dataset.labels), config.images_per_step
         ),
         epochs=config.epochs,
         max_steps=config.max_steps,
@@ -189,7 +193,27 @@ def build_state(
             seed=divergence.seed_after(config.seed, num_rollbacks),
             precision=config.precision,
             optimizer=config.optimizer,
+            g_optimizer_settings=_adam_settings(config, config.g_beta_1),
+            d_optimizer_settings=_adam_settings(config, config.d_beta_1),
+            has_penalty=config.penalty != "none",
+            has_ema=config.ema_half_life_images > 0,
         )
+
+
+def _adam_settings(config: Config, beta_1: float) -> dict[str, float]:
+    if config.optimizer != "adam":
+        return {}
+    return {"beta_1": beta_1, "beta_2": config.beta_2}
+
+
+def _learning_rate_factor(config: Config) -> LearningRateFactor | None:
+    factor = LearningRateFactor(
+        schedule=config.learning_rate_schedule,
+        warmup_steps=config.learning_rate_warmup_steps,
+        decay_steps=config.learning_rate_decay_steps or 1,
+        final_factor=config.learning_rate_final_factor,
+    )
+    return None if factor.is_constant else factor
 
 
 def build_step(
@@ -207,12 +231,14 @@ def build_step(
     batches = strategy.distribute_datasets_from_function(
         lambda _: pipeline.training_batches(
             dataset,
-            global_batch_size=config.global_batch_size,
+            # The batches of a step, one after the other, are its parts.
+            global_batch_size=config.images_per_step,
             num_replicas=strategy.num_replicas_in_sync,
             first_step=first_step,
             seed=seed,
             local_replicas=team.local_replicas,
-            num_parts=config.gradient_accumulation_steps,
+            num_parts=config.num_discriminator_steps
+            * config.gradient_accumulation_steps,
             random_flip=config.random_flip,
         )
     )
@@ -220,16 +246,42 @@ def build_step(
         state,
         strategy=strategy,
         batches=batches,
-        loss=losses.non_saturating,
+        loss=losses.get(config.loss),
         latent_dim=config.latent_dim,
         global_batch_size=config.global_batch_size,
         seed=seed,
+        regularizer=_regularizer(config, state),
+        learning_rate_factor=_learning_rate_factor(config),
+        ema=_ema(config, state),
+        num_discriminator_steps=config.num_discriminator_steps,
         num_accumulation_steps=config.gradient_accumulation_steps,
         jit_compile=distribution.should_jit(
             config.jit_compile,
             devices=strategy.extended.worker_devices,
             sync_batch_norm=config.sync_batch_norm,
         ),
+    )
+
+
+def _ema(config: Config, state: TrainState) -> Ema | None:
+    if state.ema_generator is None:
+        return None
+    return Ema(
+        state.ema_generator,
+        half_life_images=config.ema_half_life_images,
+        images_per_step=config.images_per_step,
+    )
+
+
+def _regularizer(config: Config, state: TrainState) -> Regularizer | None:
+    penalty = penalties.get(config.penalty)
+    if penalty is None:
+        return None
+    return Regularizer(
+        penalty,
+        weight=config.penalty_weight,
+        every_steps=config.penalty_every_steps,
+        float32_discriminator=state.build_float32_discriminator(),
     )
 
 
@@ -303,11 +355,11 @@ def open_outputs(
         directory=directory,
         schedule=schedule,
         sampler=samples.Sampler(
-            state.generator,
+            state.shown_generator,
             latent_dim=config.latent_dim,
             num_samples=config.num_samples,
             seed=config.seed,
         ),
-        global_batch_size=config.global_batch_size,
+        images_per_step=config.images_per_step,
         first_step=first_step,
     )

@@ -18,8 +18,8 @@ from typing import Any
 from trainer import errors, options
 
 # The tables `data.ARRAYS`, `data.SOURCES`, `geometry.RESIZERS`, `models.MODELS`
-# and `optimizers.OPTIMIZERS` import much; the names are repeated here, and a
-# test holds them in agreement.
+# and those of the training import much; the names are repeated here, and a test
+# holds them in agreement.
 SOURCES = {
     "tfds": "tfds:<name>[:config]",
     "folder": "folder:<path>",
@@ -36,6 +36,16 @@ ARRAYS = tuple(name for name in DEFAULT_BATCH_SIZES if name not in SOURCES)
 RESIZERS = ("fit", "crop", "pad")
 MODELS = ("dcgan28", "dcgan")
 OPTIMIZERS = ("adam", "rmsprop")
+LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
+LOSSES = (
+    "non_saturating",
+    "minimax",
+    "hinge",
+    "least_squares",
+    "wasserstein",
+    "relativistic",
+)
+PENALTIES = ("none", "r1", "r2", "r1_r2", "wgan_gp", "dragan")
 
 
 _fixed = functools.partial(options.declare, True)
@@ -44,6 +54,7 @@ _free = functools.partial(options.declare, False)
 _RUN = "Run"
 DATA = "Data"
 _MODEL = "Model and optimization"
+_OBJECTIVE = "What the networks are trained for"
 _SPEED = "Distribution and speed"
 _OUTPUT = "Output"
 
@@ -231,6 +242,61 @@ class Config:
     d_learning_rate: float = _fixed(
         _MODEL, 1e-4, "The discriminator's learning rate.", "rate"
     )
+    g_beta_1: float = _fixed(
+        _MODEL,
+        0.9,
+        "Decay of the first moments in the generator's Adam. GANs often take"
+        " 0.5 or 0.",
+        "decay",
+        minimum=0,
+        maximum=0.9999,
+    )
+    d_beta_1: float = _fixed(
+        _MODEL,
+        0.9,
+        "The same of the discriminator's.",
+        "decay",
+        minimum=0,
+        maximum=0.9999,
+    )
+    beta_2: float = _fixed(
+        _MODEL,
+        0.999,
+        "Decay of the second moments of both.",
+        "decay",
+        minimum=0,
+        maximum=0.9999,
+    )
+    learning_rate_schedule: str = _fixed(
+        _MODEL,
+        "constant",
+        "How both learning rates go down in learning_rate_decay_steps.",
+        choices=LEARNING_RATE_SCHEDULES,
+    )
+    learning_rate_warmup_steps: int = _fixed(
+        _MODEL,
+        0,
+        "Both learning rates rise in so many steps first.",
+        "steps",
+        minimum=0,
+    )
+    learning_rate_decay_steps: int | None = _fixed(
+        _MODEL,
+        None,
+        "So many steps after the warm-up a schedule has come to its end; the"
+        " rates stay there.",
+        "steps",
+        minimum=1,
+        default_text="none; needed by linear and cosine",
+    )
+    learning_rate_final_factor: float = _fixed(
+        _MODEL,
+        0.0,
+        "Part of the learning rates that is left at the end of a schedule.",
+        "factor",
+        minimum=0,
+        maximum=1,
+    )
     max_rollbacks: int = _free(
         _MODEL,
         3,
@@ -246,6 +312,56 @@ class Config:
         1.0,
         "Each rollback multiplies both learning rates by this.",
         "factor",
+    )
+    loss: str = _fixed(
+        _OBJECTIVE,
+        "non_saturating",
+        "What each network minimizes. wasserstein needs a penalty, or a"
+        " discriminator with spectral norm.",
+        choices=LOSSES,
+    )
+    penalty: str = _fixed(
+        _OBJECTIVE,
+        "none",
+        "Of the discriminator's slope: r1 at real images, r2 at generated"
+        " ones; wgan_gp, dragan: its distance from 1, between them or around"
+        " real ones. Always in float32.",
+        choices=PENALTIES,
+    )
+    penalty_weight: float = _fixed(
+        _OBJECTIVE,
+        10.0,
+        "The paper's gamma (of which r1 and r2 take half) or lambda. The larger"
+        " the images, the larger gamma; R3GAN has 0.05 for 32x32.",
+        "weight",
+    )
+    penalty_every_steps: int = _fixed(
+        _OBJECTIVE,
+        1,
+        "Penalize only every so many steps of the discriminator, with so many"
+        " times the weight: 16 costs little more than no penalty.",
+        "steps",
+        minimum=1,
+    )
+    num_discriminator_steps: int = _fixed(
+        _OBJECTIVE,
+        1,
+        "Updates of the discriminator for each of the generator, every one"
+        " from a global batch of its own: a step takes so many batches, and an"
+        " epoch has so many times fewer steps.",
+        "steps",
+        minimum=1,
+        maximum=64,
+    )
+    ema_half_life_images: int = _fixed(
+        _OBJECTIVE,
+        0,
+        "Average the generator over the images shown, those so long ago"
+        " counting half, and draw samples from the average; 0: no average."
+        " StyleGAN2 has 10,000 to 500,000; at first it is a twentieth of the"
+        " images shown.",
+        "images",
+        minimum=0,
     )
     strategy: str = _free(
         _SPEED,
@@ -370,6 +486,11 @@ class Config:
         return int(height), int(width or height)
 
     @property
+    def images_per_step(self) -> int:
+        """Real images that a step takes, over all replicas."""
+        return self.global_batch_size * self.num_discriminator_steps
+
+    @property
     def bucket(self) -> tuple[str, str] | None:
         """The bucket and prefix of a run in one, else None."""
         return _split_address(str(self.workdir))
@@ -434,6 +555,8 @@ class Config:
                 " Leave either out."
             )
         config._check_shares()
+        config._check_optimization()
+        config._check_objective()
 
     def _check_shares(self) -> None:
         """Refuses replicas that idle and a batch that they cannot share."""
@@ -451,6 +574,43 @@ class Config:
                     f"--batch_size={self.global_batch_size} does not divide by"
                     f" --{name}={divisor}: {remainder} would be left over, and"
                     " all shares are equal. Change either."
+                )
+
+    def _check_optimization(self) -> None:
+        """Refuses settings that nothing would use, or that miss another."""
+        if self.optimizer != "adam":
+            self._refuse(
+                ("g_beta_1", "d_beta_1", "beta_2"),
+                f"--optimizer={self.optimizer} has no such moments",
+            )
+        if self.learning_rate_schedule == "constant":
+            self._refuse(
+                ("learning_rate_decay_steps", "learning_rate_final_factor"),
+                "--learning_rate_schedule=constant does not decay",
+            )
+        elif self.learning_rate_decay_steps is None:
+            raise errors.UsageError(
+                f"--learning_rate_schedule={self.learning_rate_schedule} needs"
+                " --learning_rate_decay_steps: it cannot follow --epochs, which"
+                " may be raised. Give it, for example the steps of all epochs."
+            )
+
+    def _check_objective(self) -> None:
+        """Refuses settings of the objective that nothing would use."""
+        if self.penalty == "none":
+            self._refuse(
+                ("penalty_weight", "penalty_every_steps"),
+                "--penalty=none has no weight",
+            )
+
+    def _refuse(self, names: tuple[str, ...], reason: str) -> None:
+        """Refuses what differs from its default, for nothing would use it."""
+        for field, _ in options.fields(Config):
+            value = getattr(self, field.name)
+            if field.name in names and value != field.default:
+                raise errors.UsageError(
+                    f"--{field.name}={value} has no use: {reason}. Leave it"
+                    " out, or change the other."
                 )
 
     def to_json(self) -> str:

@@ -9,20 +9,24 @@ def batch_arithmetic(
     dataset: str,
     num_examples: int,
     global_batch_size: int,
+    batches_per_step: int,
     num_replicas: int,
     schedule: Schedule,
 ) -> str:
     """Says how the data become batches, steps and epochs."""
-    remainder = num_examples % global_batch_size
+    remainder = num_examples % (global_batch_size * batches_per_step)
     left_out = ""
     if remainder:
         left_out = (
             f"; {_count(remainder, 'image')}, others each time, left out of it"
         )
+    of_step = ""
+    if batches_per_step > 1:
+        of_step = f", {batches_per_step} of them a step"
     return (
         f"{dataset}: {_count(num_examples, 'image')}. "
         f"Global batch {global_batch_size} = {_count(num_replicas, 'replica')} "
-        f"x {global_batch_size // num_replicas}. "
+        f"x {global_batch_size // num_replicas}{of_step}. "
         f"{_count(schedule.steps_per_epoch, 'step')} an epoch{left_out}. "
         f"{_count(schedule.epochs, 'epoch')} = "
         f"{_count(schedule.final_step, 'step')}."

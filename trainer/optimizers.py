@@ -24,12 +24,17 @@ class Optimizer(Protocol):
     def variables(self) -> Sequence[tf.Variable]:
         """Its slots and counters, and what it updates."""
 
-    def apply(self, gradients: Sequence[tf.Tensor]) -> None:
+    def apply(
+        self,
+        gradients: Sequence[tf.Tensor],
+        rate_factor: tf.Tensor | float = 1.0,
+    ) -> None:
         """Updates the variables; call in replica context.
 
         Args:
           gradients: one per variable, already summed over the replicas, the
             same on each of them.
+          rate_factor: multiplies the learning rate of this update.
         """
 
 
@@ -68,8 +73,13 @@ class Adam(tf.Module):
         self.first_moments = [_zeros_like(v) for v in self._variables]
         self.second_moments = [_zeros_like(v) for v in self._variables]
 
-    def apply(self, gradients: Sequence[tf.Tensor]) -> None:
+    def apply(
+        self,
+        gradients: Sequence[tf.Tensor],
+        rate_factor: tf.Tensor | float = 1.0,
+    ) -> None:
         """Updates the variables; see `Optimizer`."""
+        learning_rate = self._learning_rate * rate_factor
         count = tf.cast(self.num_updates.assign_add(1), tf.float32)
         beta_1_power = tf.pow(self._beta_1, count)
         beta_2_power = tf.pow(self._beta_2, count)
@@ -86,7 +96,7 @@ class Adam(tf.Module):
                 v=v.handle,
                 beta1_power=beta_1_power,
                 beta2_power=beta_2_power,
-                lr=self._learning_rate,
+                lr=learning_rate,
                 beta1=self._beta_1,
                 beta2=self._beta_2,
                 epsilon=self._epsilon,
@@ -126,8 +136,13 @@ class RMSprop(tf.Module):
         # The op writes each step there before it takes it.
         self.steps = [_zeros_like(v) for v in self._variables]
 
-    def apply(self, gradients: Sequence[tf.Tensor]) -> None:
+    def apply(
+        self,
+        gradients: Sequence[tf.Tensor],
+        rate_factor: tf.Tensor | float = 1.0,
+    ) -> None:
         """Updates the variables; see `Optimizer`."""
+        learning_rate = self._learning_rate * rate_factor
         for variable, ms, step, gradient in zip(
             self._variables,
             self.second_moments,
@@ -139,7 +154,7 @@ class RMSprop(tf.Module):
                 var=variable.handle,
                 ms=ms.handle,
                 mom=step.handle,
-                lr=self._learning_rate,
+                lr=learning_rate,
                 rho=self._rho,
                 momentum=0.0,
                 epsilon=self._epsilon,

@@ -42,8 +42,8 @@ class Option:
     unit: str
     changes_result: bool
     choices: tuple[str, ...] = ()
-    minimum: int | None = None
-    maximum: int | None = None
+    minimum: float | None = None
+    maximum: float | None = None
     pattern: str = ""
     rule: str = ""
     default_text: str = ""

@@ -30,7 +30,7 @@ class Outputs:
         directory: RunDirectory,
         schedule: Schedule,
         sampler: samples.Sampler,
-        global_batch_size: int,
+        images_per_step: int,
         first_step: int,
     ) -> None:
         """Opens the files for a run that goes on after `first_step`.
@@ -41,7 +41,7 @@ class Outputs:
         self._directory = directory
         self._schedule = schedule
         self._sampler = sampler
-        self._global_batch_size = global_batch_size
+        self._images_per_step = images_per_step
         self._first_step = first_step
         self._metrics = MetricWriter(
             metrics=directory.metrics,
@@ -92,7 +92,7 @@ class Outputs:
         self._num_steps += num_steps
         self._secs += secs
         self._data_wait_secs += metrics["data_wait_secs"]
-        images_per_sec = self._num_steps * self._global_batch_size / self._secs
+        images_per_sec = self._num_steps * self._images_per_step / self._secs
         epoch = self._schedule.epoch(step)
         self._progress.update(
             step=step,

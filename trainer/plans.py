@@ -58,7 +58,7 @@ class Plan:
         """What a checkpoint of a step holds beside the variables."""
         return {
             "epoch": self.schedule.epoch(step),
-            "images_seen": step * self.config.global_batch_size,
+            "images_seen": step * self.config.images_per_step,
             "data_digest": self.data_digest,
             "num_replicas": self.team.strategy.num_replicas_in_sync,
             "num_rollbacks": self.num_rollbacks,
@@ -93,6 +93,7 @@ def make_plan(
             dataset=config.dataset,
             num_examples=len(dataset.labels),
             global_batch_size=config.global_batch_size,
+            batches_per_step=config.num_discriminator_steps,
             num_replicas=team.strategy.num_replicas_in_sync,
             schedule=schedule,
         )

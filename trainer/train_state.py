@@ -1,12 +1,15 @@
 """Everything that training changes, in one object: what is saved is this."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 import keras
 import tensorflow as tf
 
 from trainer import loss_scale, optimizers
+
+_NO_SETTINGS: Mapping[str, float] = MappingProxyType({})
 
 
 class TrainState:
@@ -14,11 +17,14 @@ class TrainState:
 
     Attributes:
       generator: latents [B, latent_dim] -> samples [B, ...].
+      ema_generator: the average of the generator (`trainer.ema`), or None.
       discriminator: samples [B, ...] -> logits [B, 1].
       g_optimizer: the generator's.
       d_optimizer: the discriminator's.
       g_loss_scale: the generator's, or None where none is needed.
       d_loss_scale: the discriminator's.
+      penalty: the newest one's mean over a global batch, or None where the
+        discriminator is not penalized.
       global_step: int64, the number of finished rounds; one round updates both
         networks on every replica.
     """
@@ -33,6 +39,10 @@ class TrainState:
         seed: int,
         precision: str = "float32",
         optimizer: str = "adam",
+        g_optimizer_settings: Mapping[str, float] = _NO_SETTINGS,
+        d_optimizer_settings: Mapping[str, float] = _NO_SETTINGS,
+        has_penalty: bool = False,
+        has_ema: bool = False,
     ) -> None:
         """Builds and initializes; call under the strategy's scope.
 
@@ -48,6 +58,12 @@ class TrainState:
             layers in bfloat16; "mixed_float16" in float16, whose narrow range
             needs loss scaling. Weights, losses and updates are float32 always.
           optimizer: one of `trainer.optimizers.OPTIMIZERS`.
+          g_optimizer_settings: what else the generator's optimizer takes, such
+            as `beta_1`.
+          d_optimizer_settings: the same of the discriminator's.
+          has_penalty: whether the discriminator is penalized.
+          has_ema: whether the generator is averaged; the average begins as a
+            copy.
 
         Raises:
           ValueError: the networks share a variable or keep random state.
@@ -57,21 +73,44 @@ class TrainState:
             self.generator = build_generator()
             self.discriminator = build_discriminator()
         _check_networks(self.generator, self.discriminator)
+        self._build_discriminator = build_discriminator
+        self._is_float32 = precision == "float32"
         make_optimizer = optimizers.get(optimizer)
         self.g_optimizer = make_optimizer(
             [v.value for v in self.generator.trainable_variables],
             learning_rate=g_learning_rate,
+            **g_optimizer_settings,
         )
         self.d_optimizer = make_optimizer(
             [v.value for v in self.discriminator.trainable_variables],
             learning_rate=d_learning_rate,
+            **d_optimizer_settings,
         )
         self.g_loss_scale: loss_scale.LossScale | None = None
         self.d_loss_scale: loss_scale.LossScale | None = None
         if precision == "mixed_float16":
             self.g_loss_scale = loss_scale.LossScale()
             self.d_loss_scale = loss_scale.LossScale()
+        self.ema_generator: keras.Model | None = None
+        if has_ema:
+            # Last of the networks: the others' initial weights stay the same.
+            with _dtype_policy(precision):
+                self.ema_generator = build_generator()
+            for average, variable in zip(
+                self.ema_generator.variables,
+                self.generator.variables,
+                strict=True,
+            ):
+                average.assign(variable.value)
+        self.penalty: tf.Variable | None = None
+        if has_penalty:
+            self.penalty = tf.Variable(0.0, trainable=False)
         self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    @property
+    def shown_generator(self) -> keras.Model:
+        """The one to make pictures with: the average, if there is one."""
+        return self.ema_generator or self.generator
 
     @property
     def variables(self) -> list[tf.Variable]:
@@ -86,6 +125,13 @@ class TrainState:
         variables = [
             *(v.value for network in networks for v in network.variables),
             *(v for module in modules if module for v in module.variables),
+            *([] if self.penalty is None else [self.penalty]),
+            *(
+                v.value
+                for v in (
+                    self.ema_generator.variables if self.ema_generator else []
+                )
+            ),
             self.global_step,
         ]
         # An optimizer knows the weights that it updates.
@@ -99,6 +145,19 @@ class TrainState:
             for variable in self.variables
         )
 
+    def build_float32_discriminator(self) -> keras.Model | None:
+        """Builds the discriminator for a computation that needs float32.
+
+        Returns:
+          the same network as a function of its weights, see
+          `trainer.network`; its own variables stay on the host and mean
+          nothing. None if the trained network computes in float32 itself.
+        """
+        if self._is_float32:
+            return None
+        with _dtype_policy("float32"), tf.device("CPU:0"):
+            return self._build_discriminator()
+
     def as_checkpoint(self) -> tf.train.Checkpoint:
         """Returns the objects to save and restore, by name."""
         objects = {
@@ -111,6 +170,10 @@ class TrainState:
         if self.g_loss_scale and self.d_loss_scale:
             objects["g_loss_scale"] = self.g_loss_scale
             objects["d_loss_scale"] = self.d_loss_scale
+        if self.ema_generator:
+            objects["ema_generator"] = self.ema_generator
+        if self.penalty is not None:
+            objects["penalty"] = self.penalty
         return tf.train.Checkpoint(**objects)
 
 

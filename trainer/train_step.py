@@ -1,4 +1,4 @@
-"""One adversarial round on every replica, and the compiled loop around it.
+"""One training step on every replica, and the compiled loop around it.
 
 Each replica computes its contribution (`trainer.adversarial`). Whatever must be
 the same on all replicas (gradients, moving statistics, metrics) is then summed
@@ -13,12 +13,15 @@ from typing import Any
 import tensorflow as tf
 
 from trainer.adversarial import MEAN_NAMES, AdversarialRound, Contribution
-from trainer.loss_scale import LossScale
+from trainer.ema import Ema
+from trainer.learning_rates import LearningRateFactor
 from trainer.network import Network
-from trainer.optimizers import Optimizer
+from trainer.regularizer import Regularizer
 from trainer.train_state import TrainState
+from trainer.updates import scale_of, update
 
-METRIC_NAMES = (*MEAN_NAMES, "g_gradient_norm", "d_gradient_norm")
+_NORM_NAMES = ("g_gradient_norm", "d_gradient_norm")
+METRIC_NAMES = (*MEAN_NAMES, *_NORM_NAMES)
 # With loss scaling only.
 SCALE_METRIC_NAMES = (
     "g_loss_scale",
@@ -45,6 +48,10 @@ class TrainStep:
         latent_dim: int,
         global_batch_size: int,
         seed: int,
+        regularizer: Regularizer | None = None,
+        learning_rate_factor: LearningRateFactor | None = None,
+        ema: Ema | None = None,
+        num_discriminator_steps: int = 1,
         num_accumulation_steps: int = 1,
         jit_compile: bool = False,
     ) -> None:
@@ -55,11 +62,19 @@ class TrainStep:
           strategy: the replicas.
           batches: endless, per replica {"sample": [B / replicas, ...] in
             [-1, 1], ...}, the first being that of the state's global step, and
-            in the order of `trainer.data.pipeline` if there are several parts.
+            in the order of `trainer.data.pipeline` if there are several parts;
+            num_discriminator_steps times as many examples, of which each update
+            takes a part, or as many parts as it has itself.
           loss: one of `trainer.losses`.
           latent_dim: size of the generator's input.
           global_batch_size: B, over all replicas.
           seed: the run's seed.
+          regularizer: penalizes the discriminator.
+          learning_rate_factor: of both networks at a step; None: 1.
+          ema: moves the average of the generator.
+          num_discriminator_steps: updates of the discriminator in a step, each
+            from real and generated examples of its own. The last one shares its
+            forward pass with the generator's only update.
           num_accumulation_steps: each replica goes through its share in so many
             equal parts, one after the other, to need less memory.
           jit_compile: whether XLA compiles each replica's computation.
@@ -68,30 +83,42 @@ class TrainStep:
         self._state = state
         self._strategy = strategy
         self._batches = iter(batches)
+        self._num_discriminator_steps = num_discriminator_steps
         self._num_accumulation_steps = num_accumulation_steps
+        self._ema = ema
+        self._rate_factor = learning_rate_factor
         self._round = AdversarialRound(
             loss=loss,
             latent_dim=latent_dim,
             global_batch_size=global_batch_size,
             num_parts=strategy.num_replicas_in_sync * num_accumulation_steps,
             seed=seed,
+            regularizer=regularizer,
         )
+        self._regularizer = regularizer
+        if regularizer:
+            regularizer.check(state.discriminator)
         self._compute = self._compute_contribution
         if jit_compile:
             self._compute = tf.function(self._compute, jit_compile=True)
         self._run_steps = tf.function(self._trace_steps)
-        self._metric_names: Sequence[str] = METRIC_NAMES
+        self._metric_names: Sequence[str] = (
+            *self._round.mean_names,
+            *_NORM_NAMES,
+        )
         if state.g_loss_scale:
             self._metric_names += SCALE_METRIC_NAMES
+        if learning_rate_factor:
+            self._metric_names += ("learning_rate_factor",)
 
     def run(self, num_steps: int) -> dict[str, float]:
-        """Runs `num_steps` rounds in one call into TensorFlow.
+        """Runs `num_steps` steps in one call into TensorFlow.
 
         Returns:
           `METRIC_NAMES` of the last round, over its global batch; with loss
           scaling `SCALE_METRIC_NAMES`, the scales that it was computed with and
           the updates left out until after it; and `data_wait_secs`, how long
-          all the rounds together waited for data.
+          all the steps together waited for data.
         """
         metrics, data_wait_secs = self._run_steps(
             # Of 32 bits, for those stay in the host's memory, and a loop that
@@ -129,36 +156,72 @@ class TrainStep:
             return batch, _now_secs() - start_secs
 
     def _replica_step(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
-        """One round on this replica's share; returns the metrics, a vector."""
+        """All updates of a step; returns the last one's metrics, a vector."""
+        for index in range(self._num_discriminator_steps - 1):
+            self._update_networks(batch, index, trains_generator=False)
+        return self._update_networks(
+            batch, self._num_discriminator_steps - 1, trains_generator=True
+        )
+
+    def _update_networks(
+        self,
+        batch: dict[str, tf.Tensor],
+        index: int,
+        *,
+        trains_generator: bool,
+    ) -> tf.Tensor:
+        """Updates the discriminator and perhaps the generator, from one round.
+
+        Args:
+          batch: this replica's share of the step's examples.
+          index: of the round within the step.
+          trains_generator: whether to update that, too.
+
+        Returns:
+          the metrics, a vector.
+        """
         state = self._state
         replica = tf.distribute.get_replica_context()
         generator = Network.of(state.generator)
         discriminator = Network.of(state.discriminator)
-        scales = [_scale_of(state.g_loss_scale), _scale_of(state.d_loss_scale)]
+        scales = [scale_of(state.g_loss_scale), scale_of(state.d_loss_scale)]
+        d_update = state.global_step * self._num_discriminator_steps + index
         sums = _sum_over_replicas(
             replica,
             self._contribution(
                 generator,
                 discriminator,
-                batch["sample"],
+                batch,
                 tf.cast(replica.replica_id_in_sync_group, tf.int64),
+                index,
+                d_update=d_update,
+                trains_generator=trains_generator,
             ),
         )
-        g_norm = _update(
-            generator,
-            state.g_optimizer,
-            state.g_loss_scale,
-            sums.g_gradients,
-            sums.g_buffers,
-        )
-        d_norm = _update(
+        rate_factor: tf.Tensor | float = 1.0
+        if self._rate_factor:
+            rate_factor = self._rate_factor(state.global_step)
+        g_norm = tf.zeros([])
+        if trains_generator:
+            g_norm = update(
+                generator,
+                state.g_optimizer,
+                state.g_loss_scale,
+                sums.g_gradients,
+                sums.g_buffers,
+                rate_factor,
+                then=self._update_ema,
+            )
+        d_norm = update(
             discriminator,
             state.d_optimizer,
             state.d_loss_scale,
             sums.d_gradients,
             sums.d_buffers,
+            rate_factor,
         )
-        metrics = [sums.means, [g_norm, d_norm]]
+        means = self._remember_penalty(sums.means, d_update)
+        metrics = [means, [g_norm, d_norm]]
         if state.g_loss_scale and state.d_loss_scale:
             skipped = [
                 state.g_loss_scale.num_skipped,
@@ -166,19 +229,45 @@ class TrainStep:
             ]
             metrics.append(scales)
             metrics.append([tf.cast(count, tf.float32) for count in skipped])
+        if self._rate_factor:
+            metrics.append([rate_factor])
         return tf.concat(metrics, axis=0)
+
+    def _update_ema(self) -> None:
+        if self._ema:
+            self._ema.update(self._state.generator, self._state.global_step)
+
+    def _remember_penalty(
+        self, means: tf.Tensor, d_update: tf.Tensor
+    ) -> tf.Tensor:
+        """Puts the newest penalty that is known into the means."""
+        penalty = self._state.penalty
+        if self._regularizer is None or penalty is None:
+            return means
+        # One that is not finite would make the state unfit to be saved, even
+        # where loss scaling has left the update out.
+        is_new = self._regularizer.is_due(d_update)
+        is_new &= tf.math.is_finite(means[-1])
+        penalty.assign(tf.where(is_new, means[-1], penalty))
+        return tf.concat([means[:-1], [penalty]], axis=0)
 
     def _contribution(
         self,
         generator: Network,
         discriminator: Network,
-        real: tf.Tensor,
+        batch: dict[str, tf.Tensor],
         replica_id: tf.Tensor,
+        round_index: int,
+        *,
+        d_update: tf.Tensor,
+        trains_generator: bool,
     ) -> Contribution:
-        """Computes this replica's contribution, part by part."""
+        """Computes this replica's contribution to a round, part by part."""
         state = self._state
+        real = batch["sample"]
         num_replicas = self._strategy.num_replicas_in_sync
-        part_size = real.shape[0] // self._num_accumulation_steps
+        num_parts = self._num_accumulation_steps
+        part_size = real.shape[0] // (self._num_discriminator_steps * num_parts)
 
         def compute_part(index: int, after: list[tf.Tensor]) -> Contribution:
             first = index * part_size
@@ -192,18 +281,21 @@ class TrainStep:
                 discriminator.buffers,
                 real=part_real,
                 step=step,
-                # A part is the same piece of the global batch for any number
+                d_update=d_update,
+                # A part is the same piece of the step's examples for any number
                 # of replicas; the data come in that order.
                 first_position=(index * num_replicas + replica_id) * part_size,
-                g_scale=_scale_of(state.g_loss_scale),
-                d_scale=_scale_of(state.d_loss_scale),
+                g_scale=scale_of(state.g_loss_scale),
+                d_scale=scale_of(state.d_loss_scale),
+                trains_generator=trains_generator,
             )
 
         # The first part waits for its data, or the generator would occupy the
         # cores and that would be measured as waiting; the others for the sum of
         # those before, or all would need their memory at once.
-        total = compute_part(0, after=[real])
-        for index in range(1, self._num_accumulation_steps):
+        first_part = round_index * num_parts
+        total = compute_part(first_part, after=[real])
+        for index in range(first_part + 1, first_part + num_parts):
             part = compute_part(index, after=tf.nest.flatten(total))
             total = tf.nest.map_structure(tf.add, total, part)
         return total
@@ -214,7 +306,7 @@ class TrainStep:
         g_buffers: list[tf.Tensor],
         d_weights: list[tf.Tensor],
         d_buffers: list[tf.Tensor],
-        **kwargs: tf.Tensor,
+        **kwargs: Any,
     ) -> Contribution:
         """What XLA may compile: tensors in, tensors out."""
         return self._round.contribution(
@@ -222,42 +314,6 @@ class TrainStep:
             Network(self._state.discriminator, d_weights, d_buffers),
             **kwargs,
         )
-
-
-def _update(
-    network: Network,
-    optimizer: Optimizer,
-    loss_scale: LossScale | None,
-    gradients: list[tf.Tensor],
-    buffers: list[tf.Tensor],
-) -> tf.Tensor:
-    """Updates a network from sums over the replicas; returns their norm.
-
-    With loss scaling, sums that are not finite leave the weights, the
-    optimizer's slots and the buffers as they are.
-    """
-    if loss_scale is None:
-        optimizer.apply(gradients)
-        network.assign_buffers(buffers)
-        return tf.linalg.global_norm(gradients)
-
-    gradients = [g / loss_scale.scale for g in gradients]
-    norm = tf.linalg.global_norm(gradients)
-    # Anything that is not finite makes the norm so.
-    is_finite = tf.math.is_finite(norm + tf.linalg.global_norm(buffers))
-
-    def apply() -> None:
-        optimizer.apply(gradients)
-        network.assign_buffers(buffers)
-
-    # No collective is inside, and all replicas take the same branch.
-    tf.cond(is_finite, apply, lambda: None)
-    loss_scale.update(is_finite)
-    return norm
-
-
-def _scale_of(loss_scale: LossScale | None) -> tf.Tensor:
-    return tf.constant(1.0) if loss_scale is None else loss_scale.scale + 0.0
 
 
 def _sum_over_replicas(
