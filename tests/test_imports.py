@@ -78,6 +78,28 @@ _ALLOWED = {
     },
     "metric_writer": {"atomic_file", "errors"},
     "samples": {"atomic_file", "randomness"},
+    # How good it is.
+    "evaluation": set(),
+    "evaluation.class_score": set(),
+    "evaluation.classifier": {"evaluation.extractor"},
+    "evaluation.classifier_cache": {"atomic_file", "evaluation.classifier"},
+    "evaluation.extractor": set(),
+    "evaluation.feature_set": {
+        "evaluation.class_score",
+        "evaluation.moments",
+    },
+    "evaluation.frechet": {"evaluation.moments"},
+    "evaluation.inception": {"errors", "evaluation.extractor"},
+    "evaluation.kernel": set(),
+    "evaluation.manifold": set(),
+    "evaluation.metrics": {
+        "errors",
+        "evaluation.feature_set",
+        "evaluation.frechet",
+        "evaluation.kernel",
+        "evaluation.manifold",
+    },
+    "evaluation.moments": set(),
     # Leaves.
     "atomic_file": {"errors"},
     "distribution": {"errors"},
