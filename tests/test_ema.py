@@ -73,8 +73,10 @@ def test_an_update_that_is_left_out_does_not_move_it() -> None:
         ema_half_life_images=_HALF_LIFE_IMAGES,
         state_settings={"precision": "mixed_float16"},
     )
+    initial = _values(state.ema_generator)
     step.run(2)
     before = _values(state.ema_generator)
+    assert not np.array_equal(before[0], initial[0])
     [bias] = [w for w in state.generator.weights if w.path.endswith("/bias")]
     bias.assign([np.nan])
     assert step.run(1)["g_skipped_steps"] == 1
