@@ -59,6 +59,8 @@ def test_features_and_probabilities_are_of_the_images(data, trained):
     assert features.shape == (200, extractor.dim)
     assert probabilities.shape == (200, extractor.num_classes)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    # Scaled for the kernel, which has no scale of its own.
+    assert features.var(axis=0).mean() == pytest.approx(1, rel=0.2)
     right = (probabilities.argmax(axis=1) == data.labels[:200]).mean()
     assert right > 0.8
     assert "180 images held out" in extractor.description
@@ -100,10 +102,11 @@ def test_the_cache_gives_back_the_very_same(tmp_path, trained):
     classifier_cache.get(directory, "abc", train_once)
     found = classifier_cache.get(directory, "abc", train_once)
     assert calls == [1]
-    assert dataclasses.replace(found, weights=[]) == dataclasses.replace(
-        trained, weights=[]
-    )
-    for one, other in zip(found.weights, trained.weights, strict=True):
+    facts, other_facts = dataclasses.asdict(found), dataclasses.asdict(trained)
+    arrays = [facts.pop("feature_mean"), *facts.pop("weights")]
+    others = [other_facts.pop("feature_mean"), *other_facts.pop("weights")]
+    assert facts == other_facts
+    for one, other in zip(arrays, others, strict=True):
         np.testing.assert_array_equal(one, other, strict=True)
 
 

@@ -22,6 +22,7 @@ _MAY_IMPORT_CONFIG = {
     "main",
     "plans",
     "run_directory",
+    "stored_run",
     "train",
 }
 _EVERYTHING = None
@@ -41,8 +42,11 @@ _ALLOWED = {
     "assembly": _EVERYTHING,
     # Other commands.
     "data_tools": _EVERYTHING,
+    # Looking at a run.
+    "evaluate": _EVERYTHING,
+    "stored_run": _EVERYTHING,
     # The command line and what a run is.
-    "command_line": {"errors"},
+    "command_line": {"errors", "options"},
     "config": {"errors", "options"},
     "options": {"errors"},
     "run_directory": {"atomic_file", "config", "errors"},
@@ -81,9 +85,26 @@ _ALLOWED = {
     # How good it is.
     "evaluation": set(),
     "evaluation.class_score": set(),
-    "evaluation.classifier": {"evaluation.extractor"},
+    "evaluation.classifier": {"evaluation.extractor", "evaluation.moments"},
     "evaluation.classifier_cache": {"atomic_file", "evaluation.classifier"},
+    "evaluation.evaluator": {
+        "data.dataset",
+        "errors",
+        "evaluation.extractor",
+        "evaluation.feature_set",
+        "evaluation.metrics",
+        "generation",
+        "samples",
+    },
     "evaluation.extractor": set(),
+    "evaluation.extractors": {
+        "data.dataset",
+        "errors",
+        "evaluation.classifier",
+        "evaluation.classifier_cache",
+        "evaluation.extractor",
+        "evaluation.inception",
+    },
     "evaluation.feature_set": {
         "evaluation.class_score",
         "evaluation.moments",
@@ -238,6 +259,7 @@ _ALLOWED = {
     # Where checkpoints are kept.
     "background": {"checkpoint", "errors", "storage.manifest"},
     "finiteness": {"errors"},
+    "generation": {"randomness"},
     "preflight": {
         "atomic_file",
         "errors",
@@ -382,6 +404,7 @@ _WITHOUT_TENSORFLOW = {
     "errors",
     "health",
     "heartbeat",
+    "evaluate",
     "options",
     "interruption",
     "main",

@@ -137,6 +137,11 @@ def wanted_data(config: Config) -> Wanted:
     )
 
 
+def split_name(config: Config) -> str:
+    """Returns what part of which data it is, in words."""
+    return f"{config.dataset} {config.split or 'as trained on'}"
+
+
 def make_schedule(
     config: Config, strategy: tf.distribute.Strategy, dataset: Dataset
 ) -> Schedule:
@@ -177,12 +182,7 @@ def build_state(
     factor = config.rollback_learning_rate_factor**num_rollbacks
     with strategy.scope():
         return TrainState(
-            build_generator=lambda: model.build_generator(
-                latent_dim=config.latent_dim,
-                sample_shape=sample_shape,
-                width=config.model_width,
-                sync_batch_norm=config.sync_batch_norm,
-            ),
+            build_generator=lambda: build_generator(config, sample_shape),
             build_discriminator=lambda: model.build_discriminator(
                 sample_shape=sample_shape,
                 width=config.model_width,
@@ -214,6 +214,18 @@ def _learning_rate_factor(config: Config) -> LearningRateFactor | None:
         final_factor=config.learning_rate_final_factor,
     )
     return None if factor.is_constant else factor
+
+
+def build_generator(
+    config: Config, sample_shape: tuple[int, ...]
+) -> keras.Model:
+    """Builds the generator alone."""
+    return models.get(config.model).build_generator(
+        latent_dim=config.latent_dim,
+        sample_shape=sample_shape,
+        width=config.model_width,
+        sync_batch_norm=config.sync_batch_norm,
+    )
 
 
 def build_step(

@@ -5,10 +5,11 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import logging as absl_logging
 
-from trainer import errors
+from trainer import errors, options
 
 
 def exit_code_of(run: Callable[[], int]) -> int:
@@ -24,6 +25,46 @@ def exit_code_of(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return errors.EXIT_INTERRUPTED
+
+
+def wants_help(argv: Sequence[str]) -> bool:
+    """Tells whether a command line asks for the flags."""
+    return bool({"--help", "-help", "-h"}.intersection(argv[1:]))
+
+
+def values(
+    flags_type: type, argv: Sequence[str], where_listed: str
+) -> dict[str, Any]:
+    """Returns the values of a command whose flags are a dataclass's fields.
+
+    Args:
+      flags_type: the dataclass; see `options.declare`.
+      argv: the program name and the arguments.
+      where_listed: a sentence about where to find the flags.
+
+    Raises:
+      UsageError: something is no flag, or has no legal value.
+    """
+    # A set of our own: absl's holds the flags of every imported library too.
+    flag_values = flags.FlagValues()
+    options.define_flags(flags_type, flag_values)
+    parse(flag_values, argv, where_listed)
+    return options.values_from_flags(flags_type, flag_values)
+
+
+def require_workdir(workdir: str | None) -> str:
+    """Returns --workdir, which has no default where a run must exist.
+
+    Raises:
+      UsageError: it was not given.
+    """
+    if workdir is None:
+        raise errors.UsageError(
+            "--workdir is missing: which run? Give the directory that"
+            " `python -m trainer.main` was given, such as"
+            " --workdir=runs/digits-dcgan28."
+        )
+    return workdir
 
 
 def print_help(text: str) -> None:

@@ -16,7 +16,7 @@ from trainer import (
     run_directory,
 )
 from trainer.config import Config
-from trainer.data.dataset import Dataset
+from trainer.data.dataset import Dataset, num_classes
 from trainer.data.quarantine import told_at_the_end
 from trainer.interruption import Interruption
 from trainer.schedule import Schedule
@@ -62,6 +62,9 @@ class Plan:
             "data_digest": self.data_digest,
             "num_replicas": self.team.strategy.num_replicas_in_sync,
             "num_rollbacks": self.num_rollbacks,
+            # What the networks are built for, where the data are not.
+            "sample_shape": list(self.dataset.sample_shape),
+            "num_classes": num_classes(self.dataset),
         }
 
 

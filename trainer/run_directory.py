@@ -52,6 +52,11 @@ class RunDirectory:
         return self.root / "metrics.jsonl"
 
     @property
+    def evaluations(self) -> Path:
+        """One JSON object for each `python -m trainer.evaluate`."""
+        return self.root / "evaluations.jsonl"
+
+    @property
     def events(self) -> Path:
         """TensorBoard's directory."""
         # Vertex AI shows what is in `logs` of a job's output directory, which

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.evaluation.extractor import Extractor
+from trainer.evaluation.moments import Moments
 
 FEATURE_DIM = 64
 # Raise it when the network or its training changes: both decide the numbers.
@@ -39,12 +40,17 @@ class TrainedClassifier:
 
     Attributes:
       weights: of `build_network`, in its order.
+      feature_mean: of the features of those held out [64].
+      feature_scale: that makes their mean variance 1: the kernel distance has
+        no scale of its own.
       held_out_accuracy: the share of correct classes among images that it was
         not trained on.
       num_held_out: how many those were.
     """
 
     weights: list[np.ndarray]
+    feature_mean: np.ndarray
+    feature_scale: float
     held_out_accuracy: float
     num_held_out: int
 
@@ -134,13 +140,18 @@ def train(
         step(tf.constant(read(batch)), tf.constant(labels[batch]))
         on_progress()
     num_correct = 0
+    moments = Moments(FEATURE_DIM)
     for start in range(0, num_held_out, _IMAGES_PER_CALL):
         batch = held_out[start : start + _IMAGES_PER_CALL]
-        _, logits = network(_scaled(tf.constant(read(batch))))
+        features, logits = network(_scaled(tf.constant(read(batch))))
+        moments.add(features.numpy())
         num_correct += int((np.argmax(logits, axis=1) == labels[batch]).sum())
         on_progress()
     return TrainedClassifier(
         weights=network.get_weights(),
+        feature_mean=moments.mean,
+        feature_scale=1.0
+        / math.sqrt(np.trace(moments.covariance) / FEATURE_DIM),
         held_out_accuracy=num_correct / num_held_out,
         num_held_out=num_held_out,
     )
@@ -168,7 +179,10 @@ def as_extractor(
 
     def extract(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         features, probabilities = run(tf.constant(images))
-        return features.numpy(), probabilities.numpy()
+        scaled = (features.numpy() - trained.feature_mean) * (
+            trained.feature_scale
+        )
+        return scaled.astype(np.float32), probabilities.numpy()
 
     return Extractor(
         name=name,

@@ -51,12 +51,14 @@ def get(
     trained = train()
     buffer = io.BytesIO()
     facts = {
+        "feature_scale": trained.feature_scale,
         "held_out_accuracy": trained.held_out_accuracy,
         "num_held_out": trained.num_held_out,
     }
     arrays: dict[str, Any] = {
         f"weight_{i:03d}": weight for i, weight in enumerate(trained.weights)
     }
+    arrays["feature_mean"] = trained.feature_mean
     arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
     np.savez(buffer, **arrays)
     atomic_file.make_directory(directory)
@@ -72,6 +74,8 @@ def _read(path: pathlib.Path) -> TrainedClassifier:
         names = sorted(n for n in arrays.files if n.startswith("weight_"))
         return TrainedClassifier(
             weights=[arrays[name] for name in names],
+            feature_mean=arrays["feature_mean"],
+            feature_scale=float(facts["feature_scale"]),
             held_out_accuracy=float(facts["held_out_accuracy"]),
             num_held_out=int(facts["num_held_out"]),
         )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 _NUM_SUBSETS = 100
-_SUBSET_SIZE = 1000
+SUBSET_SIZE = 1000
 
 
 class KernelDistance(NamedTuple):
@@ -25,7 +25,7 @@ def kernel_distance(
     fake: np.ndarray,
     *,
     num_subsets: int = _NUM_SUBSETS,
-    subset_size: int = _SUBSET_SIZE,
+    subset_size: int = SUBSET_SIZE,
     seed: int = 0,
 ) -> KernelDistance:
     """Estimates the squared maximum mean discrepancy; 0 is best.

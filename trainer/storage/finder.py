@@ -12,7 +12,12 @@ from absl import logging
 
 from trainer import errors
 from trainer.storage import CheckpointStore, files
-from trainer.storage.manifest import BadCheckpointError, Manifest, step_of
+from trainer.storage.manifest import (
+    BadCheckpointError,
+    Manifest,
+    checkpoint_name,
+    step_of,
+)
 
 # The TensorFlow bundle: `state.index` and `state.data-*`.
 BUNDLE_PREFIX = "state"
@@ -63,14 +68,7 @@ def find_newest(
         if (step_of(name) or 0) % every_steps:
             continue
         try:
-            record = verify(store, name, config_digest=config_digest)
-            directory = store.fetch(record)
-            return StoredCheckpoint(
-                name=name,
-                step=record.step,
-                host_state=_read_host_state(directory),
-                directory=directory,
-            )
+            return _load(store, name, config_digest)
         except BadCheckpointError as error:
             reasons.append(f"{name}: {error}")
             logging.warning(
@@ -88,6 +86,33 @@ def find_newest(
         + "\nNothing was deleted. Put a good copy back, or start afresh in "
         "another --workdir."
     )
+
+
+def find_step(
+    store: CheckpointStore, step: int, *, config_digest: str
+) -> StoredCheckpoint:
+    """Finds the checkpoint of one step.
+
+    Raises:
+        CheckpointError: If there is none, if it is not good, or if it was
+            written with another configuration.
+        StorageError: If the store cannot be read.
+    """
+    names = newest_first(store)
+    name = checkpoint_name(step)
+    if name not in names:
+        known = ", ".join(str(step_of(name)) for name in names) or "none"
+        raise errors.CheckpointError(
+            f"There is no checkpoint of step {step} in {store.location}. Steps"
+            f" that there are: {known}."
+        )
+    try:
+        return _load(store, name, config_digest)
+    except BadCheckpointError as error:
+        raise errors.CheckpointError(
+            f"Checkpoint {name} in {store.location} is not good: {error}."
+            " Choose another one."
+        ) from error
 
 
 def newest_first(store: CheckpointStore) -> list[str]:
@@ -123,6 +148,19 @@ def verify(
     if problems:
         raise BadCheckpointError("; ".join(problems))
     return record
+
+
+def _load(
+    store: CheckpointStore, name: str, config_digest: str
+) -> StoredCheckpoint:
+    record = verify(store, name, config_digest=config_digest)
+    directory = store.fetch(record)
+    return StoredCheckpoint(
+        name=name,
+        step=record.step,
+        host_state=_read_host_state(directory),
+        directory=directory,
+    )
 
 
 def _read_host_state(directory: pathlib.Path) -> dict[str, Any]:
