@@ -71,6 +71,12 @@ MAY_CHANGE = {
     "max_bad_fraction": 0.0,
     "max_pixels": 1000,
     "data_memory_mib": 0,
+    "evaluate_every_epochs": 5,
+    "evaluation_split": "test",
+    "num_evaluation_samples": 100,
+    "inception_weights": "inception.h5",
+    "cache_dir": "cache",
+    "on_collapse": "rollback",
 }
 
 
@@ -173,6 +179,17 @@ def test_an_illegal_value_is_named_with_its_rule(name, value, rule):
         changed(name, value).validate()
     assert f"--{name}={value}" in str(raised.value)
     assert rule in str(raised.value)
+
+
+def test_a_rollback_that_could_not_be_done_is_refused():
+    with pytest.raises(errors.UsageError, match="evaluate_every_epochs"):
+        config.Config(on_collapse="rollback").validate()
+    with pytest.raises(errors.UsageError, match="bucket are not taken back"):
+        config.Config(
+            on_collapse="rollback",
+            evaluate_every_epochs=1,
+            workdir="gs://bucket/run",
+        ).validate()
 
 
 def test_more_devices_than_the_strategy_uses_are_refused():

@@ -74,6 +74,7 @@ _ALLOWED = {
     "outputs": {
         "atomic_file",
         "errors",
+        "evaluation.evaluator",
         "metric_writer",
         "progress",
         "run_directory",
@@ -83,7 +84,13 @@ _ALLOWED = {
     "metric_writer": {"atomic_file", "errors"},
     "samples": {"atomic_file", "randomness"},
     # How good it is.
+    "quality": {
+        "errors",
+        "evaluation.collapse",
+        "evaluation.evaluator",
+    },
     "evaluation": set(),
+    "evaluation.collapse": set(),
     "evaluation.class_score": set(),
     "evaluation.classifier": {"evaluation.extractor", "evaluation.moments"},
     "evaluation.classifier_cache": {"atomic_file", "evaluation.classifier"},

@@ -79,13 +79,20 @@ class Machine:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
-    def save(self, step, *, tell=True, digest="c0ffee", content=None):
+    def save(
+        self, step, *, tell=True, digest="c0ffee", content=None, best=None
+    ):
         name = manifest.checkpoint_name(step)
         staging = self.local.stage(name, attempt=self.attempt)
         (staging / "state.index").write_bytes(b"index")
         content = content or b"weights of %d" % step
         (staging / "state.data").write_bytes(content)
-        (staging / "host_state.json").write_text(json.dumps({"step": step}))
+        (staging / "host_state.json").write_text(
+            json.dumps(
+                {"step": step}
+                | ({"best_evaluation": {"step": best}} if best else {})
+            )
+        )
         record = files.describe(
             staging, step=step, attempt=self.attempt, config_digest=digest
         )
@@ -693,6 +700,16 @@ def test_the_bucket_keeps_as_many_as_the_disk(fake, make_machine, tmp_path):
         wait_until(lambda s=step: f"step {s}." in machine.mirror.durability())
     machine.end()
     assert steps_in_bucket(tmp_path) == [350, 400]
+
+
+def test_the_bucket_keeps_the_best_too(fake, make_machine, tmp_path):
+    machine = make_machine("a1", keep=1)
+    machine.start()
+    for step in (300, 350, 400):
+        machine.save(step, best=300)
+        wait_until(lambda s=step: f"step {s}." in machine.mirror.durability())
+    machine.end()
+    assert steps_in_bucket(tmp_path) == [300, 400]
 
 
 def test_the_end_waits_no_longer_than_the_deadline(

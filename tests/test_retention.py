@@ -142,6 +142,18 @@ def test_a_bad_one_is_no_reason_to_delete_a_good_one():
     assert store.steps == [40, 50]
 
 
+def test_the_best_stays_until_there_is_a_better_one():
+    store = FakeStore([10, 20, 30])
+    keeper = retention(store, keep=1)
+    keeper.best = checkpoint_name(10)
+    saved(keeper, store, 40)
+    assert store.steps == [10, 40]
+    assert not keeper.make_room_after(FULL)
+    keeper.best = checkpoint_name(40)
+    saved(keeper, store, 50)
+    assert store.steps == [40, 50]
+
+
 def test_what_was_saved_stays_even_if_it_is_not_the_newest():
     store = FakeStore([80, 90])
     saved(retention(store), store, 10)

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -26,9 +27,12 @@ from trainer.config import Config
 from trainer.data import pipeline
 from trainer.data.dataset import Dataset, Wanted
 from trainer.ema import Ema
+from trainer.evaluation import extractors, metrics
+from trainer.evaluation.evaluator import Evaluator
 from trainer.interruption import Interruption
 from trainer.learning_rates import LearningRateFactor
 from trainer.outputs import Outputs
+from trainer.quality import Quality
 from trainer.regularizer import Regularizer
 from trainer.run_directory import RunDirectory
 from trainer.schedule import Schedule
@@ -41,6 +45,13 @@ from trainer.team import Team
 from trainer.train_state import TrainState
 from trainer.train_step import TrainStep
 
+_OF_THE_MACHINE = {
+    "cache_dir",
+    "data_dir",
+    "inception_weights",
+    "local_dir",
+    "workdir",
+}
 _RELEASE_SECS = 10.0
 # More than the lease of a process lasts that died.
 _MAX_WAIT_SECS = 90.0
@@ -89,7 +100,7 @@ def _meet(
         f"--{name}": str(value)
         for name, value in dataclasses.asdict(config).items()
         # Each machine has its own.
-        if name not in ("data_dir", "local_dir", "workdir")
+        if name not in _OF_THE_MACHINE
     }
     versions = {
         "Python": platform.python_version(),
@@ -167,6 +178,7 @@ def make_schedule(
         sample_every_epochs=config.sample_every_epochs,
         checkpoint_every_epochs=config.checkpoint_every_epochs,
         keep_every_epochs=config.keep_every_epochs,
+        evaluate_every_epochs=config.evaluate_every_epochs,
     )
 
 
@@ -353,6 +365,51 @@ def open_mirror(
             logging.info(mirror.durability())
     finally:
         lease.release(_RELEASE_SECS)
+
+
+def make_quality(
+    config: Config,
+    dataset: Dataset,
+    state: TrainState,
+    *,
+    host_state: Mapping[str, Any],
+    on_progress: Callable[[], object],
+) -> Quality:
+    """Makes ready what the samples are measured with; may train a classifier.
+
+    Args:
+      config: of the run.
+      dataset: what it is trained on.
+      state: whose generator is measured: the averaged one, if there is one.
+      host_state: of the checkpoint that the run goes on from.
+      on_progress: is called again and again, and may raise to end this.
+
+    Raises:
+      DataError: there are too few real samples.
+      StorageError: the cache cannot be written.
+      UsageError: there are no features of such data.
+    """
+    extractor = extractors.make(
+        dataset,
+        inception_weights=config.inception_weights,
+        cache_dir=config.cache_dir,
+        on_progress=on_progress,
+    )
+    logging.info("Samples are measured by %s.", extractor.description)
+    real = dataset
+    if config.evaluation_split not in (None, config.split):
+        config = dataclasses.replace(config, split=config.evaluation_split)
+        real = load_data(config)
+    evaluator = Evaluator(
+        extractor,
+        dataset=real,
+        split=split_name(config),
+        num_samples=config.num_evaluation_samples,
+        metric_names=list(metrics.METRICS),
+        seed=config.seed,
+    )
+    generator = getattr(state, "ema_generator", None) or state.generator
+    return Quality(evaluator, generator, host_state=host_state)
 
 
 def open_outputs(

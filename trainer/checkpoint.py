@@ -30,6 +30,7 @@ class PendingCheckpoint:
     step: int
     staging: pathlib.Path
     replaces_bad: bool
+    best: str | None
 
 
 class Checkpointer:
@@ -111,6 +112,7 @@ class Checkpointer:
                 "another --workdir."
             ) from error
         self._retention.trust(stored.name)
+        self._retention.best = stored.best
 
     def save(self, step: int, host_state: dict[str, Any]) -> None:
         """Commits the state after a global step: `write`, then `publish`."""
@@ -155,7 +157,10 @@ class Checkpointer:
                 raise
             staging = self._stage(name, host_state)
         return PendingCheckpoint(
-            step=step, staging=staging, replaces_bad=replaces_bad
+            step=step,
+            staging=staging,
+            replaces_bad=replaces_bad,
+            best=finder.best_name(host_state),
         )
 
     def publish(self, pending: PendingCheckpoint) -> None:
@@ -190,6 +195,8 @@ class Checkpointer:
                 "kept. Check the disk, then run the same command again."
             ) from error
         logging.info("Saved %s (%.1f MB).", record.name, record.size / 1e6)
+        # Not before: it may be this one, in whose favour the old one goes.
+        self._retention.best = pending.best
         self._retention.prune(record.name)
 
     def _is_saved(self, name: str) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,7 @@ def values(
     Raises:
       UsageError: something is no flag, or has no legal value.
     """
-    # A set of our own: absl's holds the flags of every imported library too.
-    flag_values = flags.FlagValues()
-    options.define_flags(flags_type, flag_values)
-    parse(flag_values, argv, where_listed)
+    flag_values = options.parse([flags_type], argv, where_listed)
     return options.values_from_flags(flags_type, flag_values)
 
 

@@ -57,6 +57,7 @@ _MODEL = "Model and optimization"
 _OBJECTIVE = "What the networks are trained for"
 _SPEED = "Distribution and speed"
 _OUTPUT = "Output"
+_EVALUATION = "Evaluation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -470,6 +471,53 @@ class Config:
         minimum=1,
         default_text="steps_per_loop",
     )
+    evaluate_every_epochs: int = _free(
+        _EVALUATION,
+        0,
+        "Measure the samples this often, save that state, and keep the one with"
+        " the least Frechet distance besides the newest; 0: never.",
+        "epochs",
+        minimum=0,
+    )
+    evaluation_split: str | None = _free(
+        _EVALUATION,
+        None,
+        "Part of the data to compare with, such as test.",
+        "part",
+        default_text="what is trained on",
+    )
+    num_evaluation_samples: int = _free(
+        _EVALUATION,
+        10_000,
+        "Fakes to make, and at most so many real samples.",
+        "samples",
+        minimum=20,
+        maximum=10_000_000,
+    )
+    inception_weights: str | None = _free(
+        _EVALUATION,
+        None,
+        "Local file inception_v3_weights_tf_dim_ordering_tf_kernels.h5: take"
+        " the features of InceptionV3 instead of a classifier that is trained"
+        " on the data's labels.",
+        "file",
+        default_text="the classifier",
+    )
+    cache_dir: str | None = _free(
+        _EVALUATION,
+        None,
+        "Where trained classifiers are kept.",
+        "directory",
+        default_text="~/.cache/gan-trainer",
+    )
+    on_collapse: str = _free(
+        _EVALUATION,
+        "warn",
+        "When samples lose half of their variety, or go to three times the"
+        " distance of the best; rollback: go back to the best and on with other"
+        " random draws, at most max_rollbacks times.",
+        choices=("warn", "rollback"),
+    )
 
     @property
     def global_batch_size(self) -> int:
@@ -536,6 +584,7 @@ class Config:
                 f"--local_dir={config.local_dir} has no use:"
                 f" --workdir={config.workdir} is local already. Leave it out."
             )
+        config._check_evaluation()
         try:
             str(config.workdir).encode()
         except UnicodeEncodeError as error:
@@ -557,6 +606,23 @@ class Config:
         config._check_shares()
         config._check_optimization()
         config._check_objective()
+
+    def _check_evaluation(self) -> None:
+        """Refuses a rollback that cannot come, or cannot be done."""
+        if self.on_collapse != "rollback":
+            return
+        if not self.evaluate_every_epochs:
+            raise errors.UsageError(
+                "--on_collapse=rollback needs --evaluate_every_epochs: without"
+                " evaluations, no collapse is noticed. Give it, or leave"
+                " --on_collapse out."
+            )
+        if self.bucket:
+            raise errors.UsageError(
+                f"--on_collapse=rollback cannot be combined with"
+                f" --workdir={self.workdir}: checkpoints in a bucket are not"
+                " taken back. Choose a directory, or --on_collapse=warn."
+            )
 
     def _check_shares(self) -> None:
         """Refuses replicas that idle and a batch that they cannot share."""

@@ -47,6 +47,10 @@ class DivergedError(TrainerError):
     exit_code = 5
 
 
+class CollapsedError(DivergedError):
+    """The samples have become much worse than they were."""
+
+
 class StorageError(TrainerError):
     """The run directory cannot be read or written."""
 

@@ -73,6 +73,29 @@ class MetricWriter:
         finally:
             self._add_event(step, summary=summary_pb2.Summary(value=values))
 
+    def write_evaluation(
+        self, step: int, record: Mapping[str, Any], scalars: Mapping[str, float]
+    ) -> None:
+        """Writes a record of an evaluation, a line of a kind of its own.
+
+        Args:
+          step: what was evaluated.
+          record: JSON types.
+          scalars: for TensorBoard, below "evaluation/".
+        """
+        values = [
+            summary_pb2.Summary.Value(
+                tag=f"evaluation/{name}", simple_value=value
+            )
+            for name, value in scalars.items()
+            if math.isfinite(value)
+        ]
+        line = {"step": step, "kind": "evaluation", **record}
+        try:
+            self._metrics.append(json.dumps(line).encode() + b"\n")
+        finally:
+            self._add_event(step, summary=summary_pb2.Summary(value=values))
+
     def write_image(self, step: int, name: str, png: bytes) -> None:
         """Writes an encoded picture for TensorBoard."""
         image = summary_pb2.Summary.Image(encoded_image_string=png)

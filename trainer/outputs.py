@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from trainer import atomic_file, errors, samples
+from trainer.evaluation.evaluator import Evaluation
 from trainer.metric_writer import MetricWriter
 from trainer.progress import Progress
 from trainer.run_directory import RunDirectory
@@ -118,6 +119,15 @@ class Outputs:
             self._num_steps, self._secs = 0, 0.0
             self._data_wait_secs, self._save_secs = 0.0, 0.0
 
+    def record_evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Takes what the generator of a step was worth."""
+        record = {
+            "epoch": self._schedule.epoch(step),
+            **evaluation.to_json(),
+        }
+        with self._going_on_without_it():
+            self._metrics.write_evaluation(step, record, evaluation.values)
+
     def note_save(
         self, *, secs: float, num_failed: int, num_failed_uploads: int
     ) -> None:
@@ -190,6 +200,9 @@ class NoOutputs:
         """Does nothing."""
 
     def record(self, **kwargs: object) -> None:
+        """Does nothing."""
+
+    def record_evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Does nothing."""
 
     def draw_samples(self, step: int) -> None:

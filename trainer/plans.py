@@ -150,11 +150,13 @@ def _check_devices(config: Config, team: Team) -> None:
 
 
 def roll_back(plan: Plan, error: errors.DivergedError) -> Plan:
-    """Goes back to the newest checkpoint, with other draws from there on.
+    """Goes back to an earlier checkpoint, with other draws from there on.
 
-    To the newest that the schedule asked for, that is: one that a signal has
-    made would lead elsewhere than a run that nobody disturbed. Every worker
-    comes here: they all see the same numbers.
+    To the newest that the schedule asked for (one that a signal has made would
+    lead elsewhere than a run that nobody disturbed), or from collapsed samples
+    to the best; those after that one are deleted, for they are no longer of
+    this run. Every worker comes here: they all see the same numbers, or were
+    told by the chief.
 
     Raises:
       DivergedError: this was tried too often.
@@ -174,6 +176,8 @@ def roll_back(plan: Plan, error: errors.DivergedError) -> Plan:
             config_digest=config.digest(),
             every_steps=plan.schedule.checkpoint_every_steps,
         )
+        if isinstance(error, errors.CollapsedError) and found and found.best:
+            found = _go_back_to_best(plan.store, found, config.digest())
     first_step = team.from_chief(found.step if found else 0)
     num_rollbacks = plan.num_rollbacks + 1
     logging.warning(
@@ -195,6 +199,27 @@ def roll_back(plan: Plan, error: errors.DivergedError) -> Plan:
         num_rollbacks=num_rollbacks,
         is_first_try=False,
     )
+
+
+def _go_back_to_best(
+    store: LocalStore, newest: finder.StoredCheckpoint, config_digest: str
+) -> finder.StoredCheckpoint:
+    """Deletes what is newer than the best checkpoint, and returns that."""
+    try:
+        best = finder.find_step(
+            store,
+            newest.host_state["best_evaluation"]["step"],
+            config_digest=config_digest,
+        )
+    except errors.CheckpointError as problem:
+        logging.warning("Going on from %s instead: %s", newest.name, problem)
+        return newest
+    # The newest first: after a kill, it goes on from one that is left.
+    for name in finder.newest_first(store):
+        if name == best.name:
+            break
+        store.delete(name)
+    return best
 
 
 def _num_rollbacks(found: finder.StoredCheckpoint | None) -> int:

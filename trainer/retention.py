@@ -1,4 +1,6 @@
-"""Which checkpoints of a run stay: the newest good ones, and some for ever.
+"""Which checkpoints of a run stay: the newest good ones, and the best one.
+
+Those of some epochs can be kept for ever besides.
 
 Of those that the schedule asks for, the newest stays too, however many signals
 have made since: a run that diverges goes back to it.
@@ -17,7 +19,12 @@ from trainer.storage import CheckpointStore, finder, manifest
 
 
 class Retention:
-    """Deletes what a run no longer needs, and remembers what is good."""
+    """Deletes what a run no longer needs, and remembers what is good.
+
+    Attributes:
+        best: The name of the best checkpoint, which stays until there is a
+            better one; None while none is known.
+    """
 
     def __init__(
         self,
@@ -57,6 +64,7 @@ class Retention:
         # Names that this process has verified or restored from: they are not
         # read again after every save.
         self._good: set[str] = set()
+        self.best: str | None = None
 
     @property
     def newest_trusted(self) -> str | None:
@@ -159,9 +167,9 @@ class Retention:
         return True
 
     def _is_protected(self, name: str) -> bool:
-        """Tells whether a checkpoint is kept for ever, however old it is."""
+        """Tells whether a checkpoint is kept, however old it is."""
         step = manifest.step_of(name)
-        return (
+        return name == self.best or (
             self._keep_every_steps is not None
             and step is not None
             and step % self._keep_every_steps == 0

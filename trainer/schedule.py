@@ -17,6 +17,7 @@ class Schedule:
       checkpoint_every_epochs: epochs between checkpoints.
       keep_every_epochs: epochs between checkpoints that stay for ever; None:
         none does.
+      evaluate_every_epochs: epochs between evaluations; 0: there are none.
     """
 
     steps_per_epoch: int
@@ -27,6 +28,7 @@ class Schedule:
     sample_every_epochs: int
     checkpoint_every_epochs: int
     keep_every_epochs: int | None = None
+    evaluate_every_epochs: int = 0
 
     @property
     def final_step(self) -> int:
@@ -85,9 +87,21 @@ class Schedule:
         )
 
     def checkpoints_at(self, step: int) -> bool:
-        """Whether the state is saved; always where the command stops."""
-        return step == self.last_step or self._ends_epoch(
-            step, self.checkpoint_every_epochs
+        """Whether the state is saved; always where the command stops.
+
+        What was evaluated is saved, for it may turn out to be the best.
+        """
+        return (
+            step == self.last_step
+            or self._ends_epoch(step, self.checkpoint_every_epochs)
+            or self.evaluates_at(step)
+        )
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the samples are measured; if at all, also at the end."""
+        return self.evaluate_every_epochs > 0 and (
+            step == self.final_step
+            or self._ends_epoch(step, self.evaluate_every_epochs)
         )
 
     def _ends_epoch(self, step: int, every_epochs: int) -> bool:

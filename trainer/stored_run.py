@@ -22,9 +22,6 @@ from trainer.storage.objects import MissingObjectError
 from trainer.storage.remote import RemoteStore
 
 NEWEST = "newest"
-BEST = "best"
-# Of a checkpoint's host state: the step of the best evaluation up to it.
-BEST_STEP = "best_step"
 _MAX_CONFIG_BYTES = 1 << 20
 
 
@@ -99,7 +96,7 @@ def open_run(
 
     Args:
       workdir: a directory, or gs://bucket/prefix, which is only read.
-      which: "newest", "best" (see `BEST_STEP`) or a step.
+      which: "newest", "best" (see `finder.best_name`) or a step.
       stack: keeps what is fetched from a bucket until it is left.
 
     Raises:
@@ -148,13 +145,13 @@ def _find(
         )
     if which == NEWEST:
         return newest
-    step = newest.host_state.get(BEST_STEP)
-    if step is None:
+    if newest.best is None:
         raise errors.CheckpointError(
             f"No best checkpoint is known in {store.location}: training has"
             " evaluated none. Choose a step, or train with"
             " --evaluate_every_epochs."
         )
+    step = newest.host_state["best_evaluation"]["step"]
     return finder.find_step(store, step, config_digest=config_digest)
 
 

@@ -23,6 +23,7 @@ from trainer.heartbeat import Heartbeat
 from trainer.interruption import Interruption
 from trainer.outputs import NoOutputs, Outputs
 from trainer.plans import Plan
+from trainer.quality import Quality
 from trainer.schedule import Schedule
 from trainer.team import Vote
 from trainer.train_state import TrainState
@@ -72,7 +73,7 @@ def run(config: Config, heartbeat: Heartbeat) -> int:
 def _go_on_in_spite_of_divergence(
     plan: Plan, interruption: Interruption, heartbeat: Heartbeat
 ) -> int:
-    """Trains, from the newest checkpoint again if it diverges."""
+    """Trains, from an earlier checkpoint again if it diverges."""
     plans.begin(plan)
     while True:
         try:
@@ -93,7 +94,12 @@ def _go_on(plan: Plan, interruption: Interruption, heartbeat: Heartbeat) -> int:
             plan.dataset.sample_shape,
             num_rollbacks=plan.num_rollbacks,
         )
-        with _keep_files(plan, state) as (outputs, save):
+
+        def on_progress() -> None:
+            watchdog.beat()
+            interruption.check()
+
+        with _keep_files(plan, state, on_progress) as (outputs, save, quality):
             team.take_over_from_chief(state.variables)
             train_step = assembly.build_step(
                 config,
@@ -110,6 +116,9 @@ def _go_on(plan: Plan, interruption: Interruption, heartbeat: Heartbeat) -> int:
                 first_step=plan.first_step,
                 outputs=outputs,
                 save=save,
+                evaluate=lambda step: _evaluate(
+                    step, plan, quality, outputs, on_progress
+                ),
                 next_vote=lambda: _vote(plan, interruption),
                 watchdog=watchdog,
                 heartbeat=heartbeat,
@@ -129,6 +138,31 @@ def _vote(plan: Plan, interruption: Interruption) -> Vote:
     )
 
 
+def _evaluate(
+    step: int,
+    plan: Plan,
+    quality: Quality | None,
+    outputs: Outputs | NoOutputs,
+    on_progress: Callable[[], None],
+) -> None:
+    """Has the chief measure the samples, while the others wait.
+
+    Raises:
+      CollapsedError: on all of them, if the run is to go back.
+    """
+    problem = None
+    if quality and (result := quality.evaluate(step, on_progress=on_progress)):
+        evaluation, problem = result
+        outputs.record_evaluation(step, evaluation)
+    if problem:
+        logging.warning("Step %d: the samples collapse: %s.", step, problem)
+    rolls_back = problem is not None and plan.config.on_collapse == "rollback"
+    if plan.team.from_chief(int(rolls_back)):
+        raise errors.CollapsedError(
+            f"The samples have collapsed at step {step}"
+        )
+
+
 def _check_durability(plan: Plan) -> None:
     """Refuses to call a run done whose weights may go with this machine."""
     if plan.mirror and not plan.mirror.holds_newest:
@@ -139,17 +173,19 @@ def _check_durability(plan: Plan) -> None:
 
 @contextlib.contextmanager
 def _keep_files(
-    plan: Plan, state: TrainState
-) -> Iterator[tuple[Outputs | NoOutputs, Callable[[int], None]]]:
+    plan: Plan, state: TrainState, on_progress: Callable[[], None]
+) -> Iterator[
+    tuple[Outputs | NoOutputs, Callable[[int], None], Quality | None]
+]:
     """Restores the state and opens the run's files, if this is the chief.
 
     Yields:
-      what takes the metrics and draws the pictures, and what saves the state
-      after a step.
+      what takes the metrics and draws the pictures, what saves the state
+      after a step, and what measures the samples, if that is wanted.
     """
     if not plan.team.is_chief:
         # The chief refuses to save what is not finite, and all go back then.
-        yield NoOutputs(), FiniteCheck(state.as_checkpoint()).check
+        yield NoOutputs(), FiniteCheck(state.as_checkpoint()).check, None
         return
     config, schedule = plan.config, plan.schedule
     checkpointer = checkpoint.Checkpointer(
@@ -167,12 +203,20 @@ def _keep_files(
             "Going on after step %d: %s.", plan.found.step, plan.found.directory
         )
 
+    found = plan.found.host_state if plan.found else {}
+    known_best = {k: v for k, v in found.items() if k == "best_evaluation"}
+    quality: Quality | None = None
+
     def save(step: int) -> None:
         start_secs = time.monotonic()
         # First, so that a checkpoint never knows more than the files.
         outputs.flush()
         flush_secs = time.monotonic() - start_secs
-        saver.save(step, plan.host_state(step))
+        saver.save(
+            step,
+            plan.host_state(step)
+            | (quality.host_state() if quality else known_best),
+        )
         outputs.note_save(
             secs=flush_secs + saver.standstill_secs,
             num_failed=saver.num_failed,
@@ -196,7 +240,15 @@ def _keep_files(
                 checkpoint_bytes=state.num_bytes,
                 attempt=plan.attempt,
             )
-        yield outputs, save
+        if config.evaluate_every_epochs:
+            quality = assembly.make_quality(
+                config,
+                plan.dataset,
+                state,
+                host_state=found,
+                on_progress=on_progress,
+            )
+        yield outputs, save, quality
 
 
 def _train(
@@ -206,6 +258,7 @@ def _train(
     first_step: int,
     outputs: Outputs | NoOutputs,
     save: Callable[[int], None],
+    evaluate: Callable[[int], None],
     next_vote: Callable[[], Vote],
     watchdog: Watchdog,
     heartbeat: Heartbeat,
@@ -226,6 +279,9 @@ def _train(
             watchdog.beat()
             heartbeat.note("sampling", step)
             outputs.draw_samples(step)
+        if schedule.evaluates_at(step):
+            watchdog.beat()
+            evaluate(step)
         if step == schedule.final_step:
             outputs.make_film()
         # Last, so that a finished checkpoint stands for a finished run.

@@ -6,6 +6,7 @@ Needs no TensorFlow: a finished run can say so before any network is built.
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
@@ -40,6 +41,11 @@ class StoredCheckpoint:
     step: int
     host_state: dict[str, Any]
     directory: pathlib.Path
+
+    @property
+    def best(self) -> str | None:
+        """See `best_name`."""
+        return best_name(self.host_state)
 
 
 def find_newest(
@@ -115,6 +121,16 @@ def find_step(
         ) from error
 
 
+def best_name(host_state: Mapping[str, Any]) -> str | None:
+    """Names the best checkpoint that one knows of, which may be itself.
+
+    Args:
+        host_state: Of the one; training puts `best_evaluation` there.
+    """
+    best = host_state.get("best_evaluation")
+    return checkpoint_name(best["step"]) if best else None
+
+
 def newest_first(store: CheckpointStore) -> list[str]:
     """Lists what claims to be a checkpoint, by step, the newest first."""
     steps = {step_of(name): name for name in store.list_names()}
@@ -158,12 +174,17 @@ def _load(
     return StoredCheckpoint(
         name=name,
         step=record.step,
-        host_state=_read_host_state(directory),
+        host_state=read_host_state(directory),
         directory=directory,
     )
 
 
-def _read_host_state(directory: pathlib.Path) -> dict[str, Any]:
+def read_host_state(directory: pathlib.Path) -> dict[str, Any]:
+    """Reads what `save` was given.
+
+    Raises:
+        BadCheckpointError: If that is impossible.
+    """
     try:
         with files.open_regular(directory / HOST_STATE) as file:
             data = file.read(MAX_HOST_STATE_BYTES + 1)

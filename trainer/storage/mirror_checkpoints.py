@@ -24,6 +24,7 @@ class Parcel:
 
     manifest: Manifest
     directory: pathlib.Path
+    best: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,13 +159,16 @@ class MirrorCheckpoints:
             StorageError: If the disk refuses.
         """
         record = self._local.read_manifest(name)
+        best = finder.best_name(
+            finder.read_host_state(self._local.fetch(record))
+        )
         staging = self._remote.stage(name, attempt=self._attempt)
         try:
             _link_files(self._local.fetch(record), staging, record)
         except BaseException:
             self._remote.discard(staging)
             raise
-        return Parcel(record, staging)
+        return Parcel(record, staging, best)
 
     def discard(self, parcel: Parcel) -> None:
         """Drops what will not be sent."""
@@ -190,6 +194,7 @@ class MirrorCheckpoints:
         else:
             self._remote.commit(parcel.directory, parcel.manifest)
             self._retention.verify(name)
+        self._retention.best = parcel.best
         self._retention.prune(name)
 
     def _newest_in_bucket(self) -> str | None:
