@@ -44,6 +44,7 @@ _ALLOWED = {
     "data_tools": _EVERYTHING,
     # Looking at a run.
     "evaluate": _EVERYTHING,
+    "generate": _EVERYTHING,
     "stored_run": _EVERYTHING,
     # The command line and what a run is.
     "command_line": {"errors", "options"},
@@ -412,6 +413,7 @@ _WITHOUT_TENSORFLOW = {
     "health",
     "heartbeat",
     "evaluate",
+    "generate",
     "options",
     "interruption",
     "main",

@@ -106,3 +106,53 @@ class Generation:
             positions = np.arange(start, start + size)
             labels = label_of(positions) if label_of else None
             yield self.samples(latents, labels)
+
+
+def truncate(latents: np.ndarray, bound: float) -> np.ndarray:
+    """Turns N(0, 1) into the same distribution cut off at -bound and bound.
+
+    It is that of Brock et al. (arXiv:1809.11096, section 3.1), who draw again
+    what is beyond. Here each number keeps its rank instead, so that the same
+    latents with another bound give similar samples.
+
+    Args:
+      latents: of any shape.
+      bound: above 0.
+    """
+    values = tf.constant(latents, tf.float64)
+
+    def below(value: tf.Tensor | float) -> tf.Tensor:
+        value = tf.constant(value, tf.float64)
+        return 0.5 * tf.math.erfc(-value / np.sqrt(2.0))
+
+    lowest = below(-bound)
+    ranks = lowest + below(values) * (1.0 - 2.0 * lowest)
+    # Rounding can go beyond by a hair.
+    cut = np.clip(tf.math.ndtri(ranks).numpy(), -bound, bound)
+    return cut.astype(np.float32)
+
+
+def interpolate(one: np.ndarray, other: np.ndarray, count: int) -> np.ndarray:
+    """Goes from one latent vector to another, which is not reached.
+
+    On a great circle (White, "Sampling generative networks",
+    arXiv:1609.04468): on a straight line, those in between would be shorter
+    than any that the generator has seen.
+
+    Args:
+      one: where to begin [latent_dim].
+      other: where it goes.
+      count: how many, `one` included.
+
+    Returns:
+      float32 [count, latent_dim].
+    """
+    lengths = np.linalg.norm(one), np.linalg.norm(other)
+    cosine = np.dot(one, other) / max(lengths[0] * lengths[1], 1e-12)
+    angle = np.arccos(np.clip(cosine, -1.0, 1.0))
+    shares = np.arange(count)[:, np.newaxis] / count
+    if np.sin(angle) < 1e-6:  # Nearly parallel: a straight line is as good.
+        return ((1 - shares) * one + shares * other).astype(np.float32)
+    weights = np.sin((1 - shares) * angle), np.sin(shares * angle)
+    between = (weights[0] * one + weights[1] * other) / np.sin(angle)
+    return between.astype(np.float32)

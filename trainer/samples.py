@@ -57,17 +57,18 @@ def to_uint8(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.rint((samples + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
-def make_grid(images: np.ndarray) -> np.ndarray:
-    """Lays out images in a near-square grid, row by row.
+def make_grid(images: np.ndarray, *, columns: int | None = None) -> np.ndarray:
+    """Lays out images in a grid, row by row.
 
     Args:
       images: uint8 [B, H, W, C] with C 1 or 3.
+      columns: of the grid; None for about as many as rows.
 
     Returns:
       uint8 [grid H, grid W, C]; small images are enlarged by a whole factor.
     """
     num_images, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(num_images))
+    columns = columns or math.ceil(math.sqrt(num_images))
     rows = math.ceil(num_images / columns)
     cell_height, cell_width = height + _PADDING_PIXELS, width + _PADDING_PIXELS
     grid = np.full(
@@ -93,6 +94,24 @@ def to_png(image: np.ndarray) -> bytes:
     pixels = image[..., 0] if image.shape[-1] == 1 else image
     buffer = io.BytesIO()
     PIL.Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def to_gif(images: Sequence[np.ndarray], *, frame_msecs: int) -> bytes:
+    """Encodes frames, each uint8 [H, W, C] with C 1 or 3, as an endless GIF."""
+    frames = [
+        PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        for image in images
+    ]
+    buffer = io.BytesIO()
+    frames[0].save(
+        buffer,
+        format="GIF",
+        save_all=True,
+        append_images=frames[1:],
+        duration=frame_msecs,
+        loop=0,
+    )
     return buffer.getvalue()
 
 
