@@ -44,6 +44,8 @@ _ALLOWED = {
     "data_tools": _EVERYTHING,
     # Looking at a run.
     "evaluate": _EVERYTHING,
+    "export": _EVERYTHING,
+    "exported_check": {"models.layers"},
     "generate": _EVERYTHING,
     "stored_run": _EVERYTHING,
     # The command line and what a run is.
@@ -413,6 +415,7 @@ _WITHOUT_TENSORFLOW = {
     "health",
     "heartbeat",
     "evaluate",
+    "export",
     "generate",
     "options",
     "interruption",
