@@ -10,6 +10,7 @@ import pytest
 from tests import image_files, runs
 from trainer import errors, train
 from trainer.config import Config
+from trainer.heartbeat import Heartbeat
 
 
 @pytest.fixture(name="folder", scope="module")
@@ -35,7 +36,7 @@ def run(workdir: pathlib.Path, folder: pathlib.Path, **changes) -> int:
     }
     config = Config(**values)
     config.validate()
-    return train.run(config.resolve())
+    return train.run(config.resolve(), Heartbeat(stall_timeout_secs=300))
 
 
 def real(workdir: pathlib.Path) -> np.ndarray:
