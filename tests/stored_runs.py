@@ -8,6 +8,7 @@ import pytest
 from tests import tiny
 from trainer import models, train
 from trainer.config import Config
+from trainer.heartbeat import Heartbeat
 
 # 1,797 digits make 7 steps an epoch.
 STEPS_PER_EPOCH = 7
@@ -39,7 +40,7 @@ def run(workdir: pathlib.Path, **changes) -> int:
     }
     config = Config(**values)
     config.validate()
-    return train.run(config.resolve())
+    return train.run(config.resolve(), Heartbeat(stall_timeout_secs=300))
 
 
 def conditional_generator(

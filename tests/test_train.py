@@ -24,6 +24,7 @@ from trainer import (
     data,
     errors,
     models,
+    network,
     outputs,
     run_directory,
     train,
@@ -221,7 +222,7 @@ def _digest_what_steps_see(
 ) -> dict[tuple[int, int], tuple[str, str]]:
     """Fills in, by step and position, digests of the sample and latents."""
     seen = {}
-    forward = adversarial.AdversarialRound._forward
+    contribution = adversarial.AdversarialRound.contribution
 
     def note(step, first_position, *arrays) -> np.int64:
         for index, rows in enumerate(zip(*arrays, strict=True)):
@@ -230,17 +231,22 @@ def _digest_what_steps_see(
             )
         return np.int64(0)
 
-    def digest_and_go_forward(self, generator, discriminator, real, draws):
-        where = draws.keywords["step"], draws.keywords["first_position"]
+    def digest_and_contribute(self, generator, discriminator, **kwargs):
+        seen_by_step = [
+            kwargs[name] for name in ("step", "first_position", "real")
+        ]
 
-        def digest_and_generate(latents):
-            tf.numpy_function(note, [*where, real, latents], tf.int64)
-            return generator(latents)
+        class Digesting(network.Network):
+            def __call__(self, latents, buffers=None):
+                tf.numpy_function(note, [*seen_by_step, latents], tf.int64)
+                return super().__call__(latents, buffers)
 
-        return forward(self, digest_and_generate, discriminator, real, draws)
+        return contribution(
+            self, Digesting(*generator), discriminator, **kwargs
+        )
 
     monkeypatch.setattr(
-        adversarial.AdversarialRound, "_forward", digest_and_go_forward
+        adversarial.AdversarialRound, "contribution", digest_and_contribute
     )
     return seen
 

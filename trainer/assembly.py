@@ -408,7 +408,7 @@ def make_quality(
         metric_names=list(metrics.METRICS),
         seed=config.seed,
     )
-    generator = getattr(state, "ema_generator", None) or state.generator
+    generator = state.shown_generator
     return Quality(evaluator, generator, host_state=host_state)
 
 
