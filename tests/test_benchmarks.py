@@ -87,6 +87,32 @@ def test_a_command_prints_a_table():
     assert re.fullmatch(r"\| ours " + rest, lines[-1])
 
 
+def test_what_saves_cost_is_measured_in_a_run():
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.saves"]
+        + ["--rounds=2", "--steps=1", "--batch_size=8", "--latency_ms=1"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "# Saves beside training"
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in lines[-5:]]
+    names = ["CheckpointManager", "ours", "save_secs", "disk", "bucket"]
+    medians = []
+    for name, row in zip(names, rows, strict=True):
+        assert name in row[0]
+        median, spread, ratio, first = row[1:]
+        low, high = map(float, spread.split(" to "))
+        assert 0 < low <= float(median) <= high
+        assert float(ratio) > 0 and float(first) > 0
+        medians.append(float(median))
+    _, stands_still, logged, on_disk, in_bucket = medians
+    assert stands_still == pytest.approx(logged, rel=0.1)
+    assert stands_still < on_disk < in_bucket
+
+
 def test_an_unknown_group_is_refused():
     result = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.table", "--groups=speed"],

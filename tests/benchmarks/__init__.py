@@ -1,4 +1,4 @@
 """What is measured, not asserted: images a second, milliseconds, and ratios.
 
-The commands are `table`, `optimizers` and `normalization`.
+The commands are `table`, `optimizers`, `normalization` and `saves`.
 """

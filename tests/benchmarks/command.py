@@ -49,6 +49,16 @@ def contestant(
 def run(title: str, make_groups: Callable[[], Iterable[Group]]) -> None:
     """Parses the flags and prints the tables, one after the other."""
 
+    def print_groups() -> None:
+        for group in make_groups():
+            print_group(group, ROUNDS.value)
+
+    run_body(title, print_groups)
+
+
+def run_body(title: str, print_body: Callable[[], None]) -> None:
+    """Parses the flags and prints the head, then what a function prints."""
+
     def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"{argv[1]!r} is not a flag.")
@@ -59,7 +69,6 @@ def run(title: str, make_groups: Callable[[], Iterable[Group]]) -> None:
             " medians over neighbouring turns; the first row is the baseline",
         ]
         print(f"# {title}\n", *[f"- {line}" for line in lines], sep="\n")
-        for group in make_groups():
-            print_group(group, ROUNDS.value)
+        print_body()
 
     app.run(main)
