@@ -118,7 +118,7 @@ def _options(spec: JobSpec) -> list[str]:
         "--cap-drop=ALL",
         "--security-opt=no-new-privileges",
         f"--shm-size={spec.shm_gib}g",
-        f"--stop-timeout={spec.grace_secs}",
+        f"--stop-timeout={spec.grace_period_secs}",
     ]
     if spec.num_accelerators:
         options.append(f"--gpus={spec.num_accelerators}")

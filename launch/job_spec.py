@@ -24,6 +24,15 @@ JOB_LABEL = "gan-trainer-job"
 DIGEST_LABEL = "gan-trainer-digest"
 ATTEMPT_LABEL = "gan-trainer-attempt"
 
+# What the trainer needs besides its uploads between SIGTERM and SIGKILL: to end
+# the step, and to write a checkpoint.
+UPLOAD_MARGIN_SECS = 20
+_MIN_UPLOAD_SECS = 5
+# GKE gives 15 to 25 s to pods of Spot machines, whatever they ask for, and
+# Compute Engine 30 s to the machine.
+SPOT_GRACE_SECS = 25
+_GRACE_SECS = 60
+
 _flag = functools.partial(options.declare, False)
 _PLACE = "Where"
 _JOB = "What runs"
@@ -292,19 +301,24 @@ class JobSpec(Place):
         minimum=60,
         default_text="7 days on vertex, the partition's on slurm, else never",
     )
-    grace_secs: int = _flag(
+    grace_secs: int | None = _flag(
         _TIME,
-        60,
-        "From SIGTERM to SIGKILL: docker, kubernetes, slurm, local.",
+        None,
+        "From SIGTERM to SIGKILL: docker, kubernetes, slurm, local. With a"
+        " --workdir in a bucket, the trainer's --upload_deadline_secs is"
+        f" {UPLOAD_MARGIN_SECS} s less, unless it is given.",
         "seconds",
         minimum=1,
         maximum=3600,
+        default_text=f"{_GRACE_SECS}; {SPOT_GRACE_SECS} with --spot",
     )
     max_restarts: int = _flag(
         _TIME,
         10,
-        "kubernetes, slurm: so many times the trainer may exit with a code that"
-        " asks for a restart. Machines that were taken away do not count.",
+        "kubernetes, slurm: so many times the trainer may crash or stall, or"
+        " exit with 1 or 7; after 2 to 6 it never starts again. Machines that"
+        " were taken away do not count, nor does, on kubernetes, a stall (142)"
+        " of several workers: it is how the others see that one is gone.",
         "restarts",
         minimum=0,
         maximum=1000,
@@ -379,11 +393,33 @@ class JobSpec(Place):
         return str(self.workdir).startswith("gs://")
 
     @property
+    def grace_period_secs(self) -> int:
+        """Seconds from SIGTERM to SIGKILL, given or by default."""
+        if self.grace_secs is not None:
+            return self.grace_secs
+        return SPOT_GRACE_SECS if self.spot else _GRACE_SECS
+
+    @property
     def trainer_args(self) -> tuple[str, ...]:
         """All arguments of the trainer."""
         strategy = ("--strategy=multi_worker",) if self.num_workers > 1 else ()
         workdir = (f"--workdir={self.workdir}",) if self.workdir else ()
-        return (*strategy, *self.trainer_flags, *workdir)
+        return (
+            *strategy,
+            *self.trainer_flags,
+            *self._upload_deadline(),
+            *workdir,
+        )
+
+    def _upload_deadline(self) -> tuple[str, ...]:
+        """Returns the flag that ends uploads before SIGKILL does."""
+        flag = "--upload_deadline_secs="
+        if not self.in_bucket or any(
+            given.startswith(flag) for given in self.trainer_flags
+        ):
+            return ()
+        left_secs = self.grace_period_secs - UPLOAD_MARGIN_SECS
+        return (f"{flag}{max(left_secs, _MIN_UPLOAD_SECS)}",)
 
     @property
     def container_args(self) -> tuple[str, ...]:
@@ -435,6 +471,20 @@ class JobSpec(Place):
                     raise errors.UsageError(
                         f"--{flag}={name}=... is given twice. Leave one out."
                     )
+
+    def warnings(self) -> list[str]:
+        """Says what is legal, and may still not be what was meant."""
+        found = [self.image_warning(), self._grace_warning()]
+        return [text for text in found if text]
+
+    def _grace_warning(self) -> str:
+        if not self.spot or self.grace_period_secs <= SPOT_GRACE_SECS:
+            return ""
+        return (
+            f"--grace_secs={self.grace_secs} with --spot: GKE ends pods of Spot"
+            f" machines 15 to {SPOT_GRACE_SECS} s after SIGTERM, whatever is"
+            " asked for. Plan with that, and leave --grace_secs out."
+        )
 
     def image_warning(self) -> str:
         """Says what an image that is not named by digest may lead to."""

@@ -11,10 +11,14 @@ from launch.job_spec import VOLUME_DIR, JobSpec
 from trainer import errors
 
 # Of the exit codes in `trainer.errors`, those that another start does not help,
-# and that of a preempted trainer, which has saved. What is in neither, such as
-# 142 (stalled) and 137 (out of memory), may help a few times.
-PERMANENT_EXIT_CODES = (1, 2, 3, 4, 5, 6, 7)
+# and that of a preempted trainer, which has saved. After what is in neither,
+# such as 1 (a defect, or a driver's), 7 (a GPU that computes wrongly) and 137
+# (out of memory), another start may help, perhaps on another machine.
+PERMANENT_EXIT_CODES = (2, 3, 4, 5, 6)
 _PREEMPTED = (errors.EXIT_PREEMPTED,)
+# A machine that vanishes lets its peers stall, which end before the cluster has
+# noticed: long before the lost pod gets its DisruptionTarget.
+_PREEMPTED_OR_PEER_LOST = (*_PREEMPTED, errors.EXIT_STALLED)
 _KEEP_FINISHED_SECS = 7 * 24 * 3600
 
 
@@ -157,7 +161,7 @@ def _rules_in_job_set() -> list[dict[str, Any]]:
     return [
         _on_exit("FailJob", PERMANENT_EXIT_CODES),
         _on_disruption("FailJob"),
-        _on_exit("FailJob", _PREEMPTED),
+        _on_exit("FailJob", _PREEMPTED_OR_PEER_LOST),
     ]
 
 

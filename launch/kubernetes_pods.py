@@ -30,7 +30,7 @@ def pod(spec: JobSpec) -> dict[str, Any]:
     )
     return {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": spec.grace_secs,
+        "terminationGracePeriodSeconds": spec.grace_period_secs,
         **account,
         # Workload Identity needs no token of the cluster's own.
         "automountServiceAccountToken": False,

@@ -51,7 +51,9 @@ def submit(spec: JobSpec) -> JobStatus:
         spec.num_workers,
         spec.num_accelerators or 0,
     )
-    code = processes.run_workers(_command(spec), environments, spec.grace_secs)
+    code = processes.run_workers(
+        _command(spec), environments, spec.grace_period_secs
+    )
     state = State.FAILED if code else State.SUCCEEDED
     return JobStatus(name=spec.job_name, state=state, exit_code=code)
 

@@ -56,8 +56,7 @@ def main(argv: Sequence[str]) -> int:
 def _submit(arguments: Sequence[str], trainers: Sequence[str]) -> int:
     values = _parse("submit", arguments)
     spec = _job_spec(values, trainers)
-    if warning := spec.image_warning():
-        _tell(f"warning: {warning}")
+    _warn(spec)
     status = _platform(spec).submit(spec)
     if status.exit_code is not None and spec.platform == "local":
         return status.exit_code
@@ -76,8 +75,7 @@ def _submit(arguments: Sequence[str], trainers: Sequence[str]) -> int:
 def _render(arguments: Sequence[str], trainers: Sequence[str]) -> int:
     spec = _job_spec(_parse("render", arguments), trainers)
     text = _platform(spec).render(spec)
-    if warning := spec.image_warning():
-        _tell(f"warning: {warning}")
+    _warn(spec)
     _print(text.removesuffix("\n"))
     return 0
 
@@ -180,6 +178,11 @@ def _job_spec(values: flags.FlagValues, trainers: Sequence[str]) -> JobSpec:
     spec.validate()
     trainer_flags.check(spec)
     return spec
+
+
+def _warn(spec: JobSpec) -> None:
+    for warning in spec.warnings():
+        _tell(f"warning: {warning}")
 
 
 def _job_and_place(

@@ -19,8 +19,6 @@ from trainer import errors
 _NAME = re.compile("([a-z][-a-z0-9]*)-([0-9a-f]{8})(?:-([0-9]{1,3}))?")
 _REMEMBERED = "now-30days"
 _POLL_SECS = 2.0
-# After that, a cancelled job that has not saved yet is ended by force.
-_CANCEL_GRACE_SECS = 300.0
 # What is in neither, such as NODE_FAIL, has failed.
 _WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESIZING")
 _STATES = {
@@ -37,11 +35,17 @@ _STATES = {
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """A job as Slurm has it."""
+    """A job as Slurm has it.
+
+    Attributes:
+        grace_secs: How long a cancelled job may save before it is ended by
+            force; 0 once only the accounting remembers it.
+    """
 
     number: str
     directory: str
     status: JobStatus
+    grace_secs: int
 
 
 def render(spec: JobSpec) -> str:
@@ -90,13 +94,14 @@ def logs(place: Place, name: str, follow: bool) -> Iterator[str]:
 
 def cancel(place: Place, name: str) -> None:
     """Lets a job's trainers save and end; then ends it if need be."""
-    if _find(name).status.state.is_final:
+    job = _find(name)
+    if job.status.state.is_final:
         return
     # By name: if it was submitted twice, the second waits for the first's end.
     slurm_commands.scancel("--state=PENDING", name)
     # To the trainers, not to the script, which queues nothing again after it.
     slurm_commands.scancel("--state=RUNNING", "--signal=INT", name)
-    deadline_secs = time.monotonic() + _CANCEL_GRACE_SECS
+    deadline_secs = time.monotonic() + job.grace_secs
     while not _find(name).status.state.is_final:
         if time.monotonic() > deadline_secs:
             slurm_commands.scancel(name)
@@ -162,6 +167,7 @@ def _job(
     directory: str,
     reason: str = "",
     restarts: str = "0",
+    comment: str = "",
 ) -> _Job:
     match = _NAME.fullmatch(name)
     num_restarts = int(restarts) if restarts.isdecimal() else 0
@@ -172,6 +178,7 @@ def _job(
     exit_code = _exit_code(code) if known.is_final else None
     if exit_code == errors.EXIT_INTERRUPTED:
         known = State.CANCELLED  # It has saved first.
+    grace_secs = comment.removeprefix(slurm_script.GRACE_COMMENT)
     details = (state, reason if reason != "None" else "")
     return _Job(
         number,
@@ -186,6 +193,7 @@ def _job(
             attempt=int(match[3] or 1) if match else 1,
             exit_code=exit_code,
         ),
+        int(grace_secs) if grace_secs.isdecimal() else 0,
     )
 
 

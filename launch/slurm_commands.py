@@ -37,7 +37,7 @@ def squeue() -> list[list[str]]:
     """Returns the user's jobs that Slurm's controller knows of.
 
     Each as number, name, state, exit code, submit time, directory, reason,
-    restarts.
+    restarts, comment.
     """
     columns = (
         ("JobID", 20),
@@ -48,6 +48,7 @@ def squeue() -> list[list[str]]:
         ("WorkDir", 1000),
         ("Reason", 200),
         ("RestartCnt", 10),
+        ("Comment", 100),
     )
     output = _ask(
         "squeue",

@@ -10,9 +10,14 @@ from trainer import errors
 
 # Where the image has it (see the Dockerfile).
 _IMAGE_PYTHON = "/opt/venv/bin/python"
+# Of the codes below 128, those after which another start may help, perhaps on
+# another machine: a defect, or a driver's; a GPU that computes wrongly.
+_RETRIED = (errors.TrainerError.exit_code, errors.DeviceError.exit_code)
 # Crashes: SIGABRT, SIGBUS, SIGFPE and SIGSEGV. SIGKILL is not among them: it is
 # how Slurm ends what takes too much memory or time.
 _CRASHED = (134, 135, 136, 139)
+# What stands before the seconds in a job's comment.
+GRACE_COMMENT = "grace_secs="
 
 _SCRIPT = """\
 #!/bin/bash
@@ -72,7 +77,7 @@ def script(spec: JobSpec) -> str:
     ]
     if not spec.in_bucket:
         commands.append(f"mkdir -p {shlex.quote(str(spec.workdir))}")
-    counted = (*_CRASHED, errors.EXIT_STALLED)
+    counted = (*_RETRIED, *_CRASHED, errors.EXIT_STALLED)
     return _SCRIPT.format(
         options="\n".join(f"#SBATCH {option}" for option in _options(spec)),
         environment="".join(f"{command}\n" for command in commands),
@@ -140,7 +145,9 @@ def _options(spec: JobSpec) -> list[str]:
     return [
         *options,
         # Without "B:", which would send it to the shell alone.
-        f"--signal=TERM@{spec.grace_secs}",
+        f"--signal=TERM@{spec.grace_period_secs}",
+        # For `cancel`, which knows no more of a job than Slurm does.
+        f"--comment={GRACE_COMMENT}{spec.grace_period_secs}",
         "--requeue",
         "--open-mode=append",
         f"--output={log_name('%x', '%j')}",
@@ -150,7 +157,7 @@ def _options(spec: JobSpec) -> list[str]:
 def _srun_options(spec: JobSpec) -> list[str]:
     options = [
         "--kill-on-bad-exit=0",
-        f"--wait={spec.grace_secs}",
+        f"--wait={spec.grace_period_secs}",
         # Rank by rank, as the trainer counts its peers.
         "--distribution=block",
     ]

@@ -6,7 +6,7 @@ They are parsed and validated as `trainer.main` does, without TensorFlow.
 from collections.abc import Sequence
 
 from launch import accelerators
-from launch.job_spec import JobSpec
+from launch.job_spec import UPLOAD_MARGIN_SECS, JobSpec
 from trainer import config, errors, options
 
 _HINT = "`python -m trainer.main --help` lists the flags that may follow `--`."
@@ -65,6 +65,7 @@ def check(spec: JobSpec) -> None:
     )
     settings = config.Config(**options.values_from_flags(config.Config, values))
     settings.validate()
+    _check_upload_deadline(spec, settings.upload_deadline_secs)
     if settings.strategy == "one_device":
         return
     gpus = _gpus_of_a_worker(spec)
@@ -81,6 +82,22 @@ def check(spec: JobSpec) -> None:
             " over, and all shares are equal. Nearest:"
             f" --batch_size={' or '.join(nearest)}."
         )
+
+
+def _check_upload_deadline(spec: JobSpec, deadline_secs: int) -> None:
+    grace_secs = spec.grace_period_secs
+    if not spec.in_bucket or deadline_secs < grace_secs:
+        return
+    shorter = max(grace_secs - UPLOAD_MARGIN_SECS, 0)
+    remedy = f"Take --upload_deadline_secs={shorter}"
+    if spec.platform != "vertex":
+        longer = deadline_secs + UPLOAD_MARGIN_SECS
+        remedy += f", or --grace_secs={longer} before `--`"
+    raise errors.UsageError(
+        f"--upload_deadline_secs={deadline_secs} is not below the {grace_secs}"
+        " s from SIGTERM to SIGKILL, so the trainer would be killed before it"
+        f" can say what is in the bucket. {remedy}."
+    )
 
 
 def _gpus_of_a_worker(spec: JobSpec) -> int:

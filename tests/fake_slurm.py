@@ -19,8 +19,16 @@ import time
 
 _HERE = pathlib.Path(__file__)
 _SBATCH = {
-    *("account", "cpus-per-task", "dependency", "gpus-per-node", "job-name"),
-    *("mem", "nodes", "ntasks-per-node", "open-mode", "output", "parsable"),
+    *("account", "comment", "cpus-per-task", "dependency", "gpus-per-node"),
+    *(
+        "job-name",
+        "mem",
+        "nodes",
+        "ntasks-per-node",
+        "open-mode",
+        "output",
+        "parsable",
+    ),
     *("partition", "requeue", "signal", "time"),
 }
 _SRUN = {
@@ -194,6 +202,7 @@ def _squeue(directory, arguments):
             "RestartCnt": str(job["restarts"]),
             "SubmitTime": job["time"],
             "WorkDir": job["directory"],
+            "Comment": job["options"].get("comment", "(null)"),
         }
         line = ""
         for column in options["Format"].split(","):

@@ -6,7 +6,7 @@ import string
 
 import pytest
 
-from launch import job_spec, platforms, secret_values
+from launch import job_spec, platforms, secret_values, trainer_flags
 from launch.job_spec import JobSpec
 from launch.platforms import AnswerLostError, JobStatus, State
 from trainer import errors, options
@@ -163,13 +163,78 @@ def test_an_image_by_tag_is_warned_of(image, warned):
 
 def test_what_lies_in_a_bucket_is_written_to_scratch_space_first():
     spec = _spec(workdir="gs://bucket/run", num_workers=2)
-    args = ("--strategy=multi_worker", "--workdir=gs://bucket/run")
+    args = (
+        "--strategy=multi_worker",
+        "--upload_deadline_secs=40",
+        "--workdir=gs://bucket/run",
+    )
     assert spec.trainer_args == args
     assert spec.container_args == (*args, "--local_dir=/scratch/run")
     own = dataclasses.replace(spec, trainer_flags=("--local_dir=/x",))
     assert "--local_dir=/scratch/run" not in own.container_args
     volume = dataclasses.replace(spec, workdir="/volume/run")
     assert volume.container_args == volume.trainer_args
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, ["--upload_deadline_secs=40"]),
+        ({"grace_secs": 120}, ["--upload_deadline_secs=100"]),
+        ({"spot": True}, ["--upload_deadline_secs=5"]),
+        (
+            {"trainer_flags": ("--upload_deadline_secs=9",)},
+            ["--upload_deadline_secs=9"],
+        ),
+        ({"workdir": "/volume/run"}, []),
+    ],
+)
+def test_uploads_end_before_the_job_is_killed(fields, expected):
+    defaults = {"platform": "kubernetes", "workdir": "gs://bucket/run"}
+    args = _spec(**defaults | fields).trainer_args
+    assert [a for a in args if a.startswith("--upload")] == expected
+
+
+@pytest.mark.parametrize("platform", ["docker", "kubernetes", "slurm"])
+@pytest.mark.parametrize(
+    ("fields", "legal"),
+    [
+        ({"trainer_flags": ("--upload_deadline_secs=60",)}, False),
+        ({"trainer_flags": ("--upload_deadline_secs=59",)}, True),
+        ({"grace_secs": 5}, False),
+        ({"grace_secs": 6}, True),
+        (
+            {
+                "workdir": "runs/one",
+                "trainer_flags": ("--upload_deadline_secs=60",),
+            },
+            True,
+        ),
+    ],
+)
+def test_uploads_that_would_be_killed_are_refused(platform, fields, legal):
+    spec = _spec(
+        **{"platform": platform, "workdir": "gs://bucket/run"} | fields
+    )
+    if legal:
+        trainer_flags.check(spec)
+        return
+    with pytest.raises(errors.UsageError, match="is not below the") as caught:
+        trainer_flags.check(spec)
+    deadline = 5 if "grace_secs" in fields else 60
+    assert f"--upload_deadline_secs={deadline} " in str(caught.value)
+    assert f"or --grace_secs={deadline + 20}" in str(caught.value)
+
+
+def test_a_long_grace_on_spot_machines_is_warned_of():
+    spot = {"platform": "kubernetes", "spot": True, "image": _DIGEST}
+    assert _spec(**spot).grace_period_secs == 25
+    assert _spec(**spot).warnings() == []
+    assert _spec(**spot, grace_secs=25).warnings() == []
+    (warning,) = _spec(**spot, grace_secs=26).warnings()
+    assert "--grace_secs=26 with --spot" in warning
+    on_demand = {**spot, "spot": False}
+    assert _spec(**on_demand, grace_secs=300).warnings() == []
 
 
 class _Jobs:

@@ -129,8 +129,10 @@ def test_an_exit_code_is_either_permanent_or_asks_for_a_restart():
         for _, error in inspect.getmembers(errors, inspect.isclass)
         if issubclass(error, errors.TrainerError)
     }
-    below = tuple(sorted(code for code in codes if code < 128))
-    assert kubernetes_manifests.PERMANENT_EXIT_CODES == below
+    below = {code for code in codes if code < 128}
+    permanent = kubernetes_manifests.PERMANENT_EXIT_CODES
+    assert below - set(permanent) == {1, 7}  # Which another start may help.
+    assert permanent == (2, 3, 4, 5, 6)
 
 
 @pytest.mark.parametrize("index", [0, 1])

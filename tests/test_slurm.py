@@ -117,6 +117,8 @@ def _submit(fake, **fields):
 
 def _start(fake, number, num_workers=1):
     """Starts a job and waits until all its trainers are there."""
+    for rank in range(num_workers):  # Those of the last start.
+        (fake.directory / f"{rank}.json").unlink(missing_ok=True)
     process = fake.start(number)
     _wait_for(lambda: len(fake.tasks(number)) == num_workers)
     for rank in range(num_workers):
@@ -201,7 +203,7 @@ def test_before_the_end_the_trainers_save_and_the_job_is_queued_again(
     assert log.count("signal 15") == 4
 
 
-@pytest.mark.parametrize("code", [*range(8), 130, 137])
+@pytest.mark.parametrize("code", [0, *range(2, 7), 130, 137])
 def test_what_no_restart_helps_is_not_queued_again(fake, code):
     name, number = _submit(fake)
     assert _run(fake, number, {"0": code}) == code
@@ -211,7 +213,7 @@ def test_what_no_restart_helps_is_not_queued_again(fake, code):
     assert status.exit_code == code
 
 
-@pytest.mark.parametrize("code", [134, 139, 142])
+@pytest.mark.parametrize("code", [1, 7, 134, 139, 142])
 def test_what_a_restart_may_help_is_queued_again_a_few_times(fake, code):
     name, number = _submit(fake, max_restarts=1)
     assert _run(fake, number, {"0": code}) == code
@@ -260,12 +262,13 @@ def test_cancelling_what_waits_ends_it_at_once_and_its_doubles(fake):
     assert states == ["CANCELLED", "CANCELLED"]
 
 
-def test_cancelling_what_does_not_end_forces_it(fake, monkeypatch):
-    monkeypatch.setattr(slurm, "_CANCEL_GRACE_SECS", 0.0)
-    name, number = _submit(fake)
+def test_cancelling_what_does_not_end_forces_it_after_its_grace(fake):
+    name, number = _submit(fake, grace_secs=1)
     process = _start(fake, number)
     os.kill(fake.tasks(number)[0], signal.SIGSTOP)
+    start_secs = time.monotonic()
     slurm.cancel(_PLACE, name)
+    assert 1 <= time.monotonic() - start_secs < 20
     assert _state(name) is State.CANCELLED
     os.kill(fake.tasks(number)[0], signal.SIGKILL)
     assert fake.wait(number, process) == 137

@@ -5,6 +5,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=a100:4
 #SBATCH --signal=TERM@60
+#SBATCH --comment=grace_secs=60
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
@@ -49,7 +50,7 @@ case $code in
   143)
     queue_again
     ;;
-  134 | 135 | 136 | 139 | 142)
+  1 | 7 | 134 | 135 | 136 | 139 | 142)
     restarts=$(cat "$counter" 2>/dev/null || echo 0)
     if [ "$restarts" -lt 10 ]; then
       echo $((restarts + 1)) >"$counter" && queue_again

@@ -10,6 +10,7 @@
 #SBATCH --account=faces
 #SBATCH --time=1440
 #SBATCH --signal=TERM@180
+#SBATCH --comment=grace_secs=180
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
@@ -57,7 +58,7 @@ case $code in
   143)
     queue_again
     ;;
-  134 | 135 | 136 | 139 | 142)
+  1 | 7 | 134 | 135 | 136 | 139 | 142)
     restarts=$(cat "$counter" 2>/dev/null || echo 0)
     if [ "$restarts" -lt 10 ]; then
       echo $((restarts + 1)) >"$counter" && queue_again

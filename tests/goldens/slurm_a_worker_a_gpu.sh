@@ -6,6 +6,7 @@
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=8
 #SBATCH --signal=TERM@60
+#SBATCH --comment=grace_secs=60
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
@@ -28,6 +29,7 @@ srun \
   --strategy=multi_worker \
   --dataset=mnist \
   --data_dir=/data/mnist \
+  --upload_deadline_secs=40 \
   --workdir=gs://bucket/runs/first
 code=$?
 
@@ -50,7 +52,7 @@ case $code in
   143)
     queue_again
     ;;
-  134 | 135 | 136 | 139 | 142)
+  1 | 7 | 134 | 135 | 136 | 139 | 142)
     restarts=$(cat "$counter" 2>/dev/null || echo 0)
     if [ "$restarts" -lt 10 ]; then
       echo $((restarts + 1)) >"$counter" && queue_again
