@@ -24,6 +24,10 @@ JOB_LABEL = "gan-trainer-job"
 DIGEST_LABEL = "gan-trainer-digest"
 ATTEMPT_LABEL = "gan-trainer-attempt"
 
+DISK_GIB = 100
+# By default; a node of GKE has about 47 GiB for its pods unless one asks for a
+# larger boot disk.
+SCRATCH_REQUEST_GIB = 20
 # What the trainer needs besides its uploads between SIGTERM and SIGKILL: to end
 # the step, and to write a checkpoint.
 UPLOAD_MARGIN_SECS = 20
@@ -255,13 +259,15 @@ class JobSpec(Place):
         "GiB",
         minimum=1,
     )
-    disk_gib: int = _flag(
+    disk_gib: int | None = _flag(
         _MACHINES,
-        100,
-        "Disk of each worker, for the image, data and checkpoints before they"
-        " are uploaded: vertex; kubernetes: of which as scratch space.",
+        None,
+        "vertex: disk of each worker, for the image, data and checkpoints"
+        f" before they are uploaded; kubernetes: most of {SCRATCH_DIR}, of"
+        " which so much is reserved.",
         "GiB",
         minimum=100,
+        default_text=f"{DISK_GIB}; {SCRATCH_REQUEST_GIB} reserved",
     )
     disk_type: str | None = _flag(
         _MACHINES,
@@ -447,13 +453,20 @@ class JobSpec(Place):
                 " one out."
             )
         self._check_pairs()
-        secret_values.refuse(self.environment, dataclasses.asdict(self))
+        secret_values.refuse(
+            self.environment,
+            dataclasses.asdict(self),
+            sees_files=self.platform == "slurm",
+        )
 
     def _check_pairs(self) -> None:
         for item in self.env:
-            if not _ENV_NAME.fullmatch(_pair(item)[0]) or "=" not in item:
+            name, equals, _ = item.partition("=")
+            if not _ENV_NAME.fullmatch(name) or not equals:
+                # Never the value, which may be a secret.
                 raise errors.UsageError(
-                    f"--env={item} is not valid: it must be NAME=value."
+                    f"--env={name}{equals and '=...'} is not valid: it must be"
+                    " NAME=value, the name of letters, digits and _."
                 )
         for item in self.labels:
             key, value = _pair(item)

@@ -4,7 +4,13 @@ import json
 from typing import Any
 
 from launch import accelerators
-from launch.job_spec import SCRATCH_DIR, VOLUME_DIR, JobSpec
+from launch.job_spec import (
+    DISK_GIB,
+    SCRATCH_DIR,
+    SCRATCH_REQUEST_GIB,
+    VOLUME_DIR,
+    JobSpec,
+)
 
 CONTAINER = "trainer"
 # The JobSet's one group of pods, in the names of which it appears.
@@ -53,7 +59,9 @@ def pod(spec: JobSpec) -> dict[str, Any]:
 
 def _where(spec: JobSpec) -> dict[str, Any]:
     """Returns which machines the pod may have."""
-    selector, tolerations = {}, []
+    # The image's packages are locked for no other processors.
+    selector = {"kubernetes.io/arch": "amd64"}
+    tolerations = []
     label, num_gpus = _gpus(spec)
     if label:
         selector["cloud.google.com/gke-accelerator"] = label
@@ -77,9 +85,7 @@ def _where(spec: JobSpec) -> dict[str, Any]:
                 "effect": "NoSchedule",
             }
         )
-    where: dict[str, Any] = {}
-    if selector:
-        where["nodeSelector"] = selector
+    where: dict[str, Any] = {"nodeSelector": selector}
     if tolerations:
         where["tolerations"] = tolerations
     return where
@@ -168,7 +174,9 @@ def _literally(text: str) -> str:
 
 def _resources(spec: JobSpec) -> dict[str, Any]:
     _, num_gpus = _gpus(spec)
-    requests: dict[str, Any] = {}
+    # Else the pod may land where there is no such space, and be evicted.
+    scratch_gib = spec.disk_gib or SCRATCH_REQUEST_GIB
+    requests: dict[str, Any] = {"ephemeral-storage": f"{scratch_gib}Gi"}
     limits: dict[str, Any] = {}
     if spec.cpus:
         requests["cpu"] = str(spec.cpus)
@@ -189,7 +197,7 @@ def _mounts(spec: JobSpec) -> list[tuple[str, str, dict[str, Any]]]:
         (
             "scratch",
             SCRATCH_DIR,
-            {"emptyDir": {"sizeLimit": f"{spec.disk_gib}Gi"}},
+            {"emptyDir": {"sizeLimit": f"{spec.disk_gib or DISK_GIB}Gi"}},
         ),
         ("tmp", "/tmp", {"emptyDir": {}}),
     ]

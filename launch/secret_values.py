@@ -11,10 +11,16 @@ from typing import Any
 from trainer import errors
 
 _NAMES = re.compile(
-    "(?:^|_)(?:api_?key|access_?key|auth|credentials?|passphrase|passwd"
-    "|password|private_?key|pwd|secret|token)(?:$|_)",
+    # Anywhere, as in DBPASSWORD,
+    "passphrase|passwd|password|connection_?string"
+    # as a word of the name, or as its end, as in MY_SECRETS.
+    "|(?:^|_)(?:api_?key|access_?key|auth|credentials?|private_?key|pwd"
+    "|secrets?|tokens?)(?:$|_)"
+    "|(?:^|_)(?:keys?|pat)$",
     re.IGNORECASE,
 )
+# Of it, a path is no secret, where one sees the machine's own files.
+_PATH_NAME = "GOOGLE_APPLICATION_CREDENTIALS"
 _VALUES = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|\bA(?:KIA|SIA)[0-9A-Z]{16}\b"  # Amazon's access keys.
@@ -24,11 +30,17 @@ _VALUES = re.compile(
     r"|\b(?:gh[oprsu]|github_pat|glpat|hf|npm)[-_][A-Za-z0-9_]{16,}"
     r"|\bsk-[\w-]{16,}|\bxox[abprs]-[\w-]{10,}"
     r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\."  # JSON Web Tokens.
+    r"|\b(?:Account|SharedAccess)Key=[^;\s]+"  # Azure's connection strings.
     r"|://[^/\s:@]*:[^/\s@]+@"  # A password in an address.
 )
 
 
-def refuse(environment: Mapping[str, str], fields: Mapping[str, Any]) -> None:
+def refuse(
+    environment: Mapping[str, str],
+    fields: Mapping[str, Any],
+    *,
+    sees_files: bool = False,
+) -> None:
     """Raises UsageError if a variable, or any text of a job, looks secret.
 
     The message does not show the value.
@@ -37,8 +49,12 @@ def refuse(environment: Mapping[str, str], fields: Mapping[str, Any]) -> None:
         environment: Variables by name.
         fields: Strings, or tuples of them, by name of the flag; what is neither
             is passed over.
+        sees_files: Whether the job sees the same files as who submits it, so
+            that a variable may name one with credentials.
     """
     for name, value in environment.items():
+        if sees_files and name == _PATH_NAME and value.startswith("/"):
+            continue
         if _NAMES.search(name) or _VALUES.search(value):
             raise errors.UsageError(
                 f"--env={name}=... looks like a secret, and whoever may see the"

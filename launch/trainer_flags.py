@@ -5,7 +5,7 @@ They are parsed and validated as `trainer.main` does, without TensorFlow.
 
 from collections.abc import Sequence
 
-from launch import accelerators
+from launch import accelerators, trainer_paths
 from launch.job_spec import UPLOAD_MARGIN_SECS, JobSpec
 from trainer import config, errors, options
 
@@ -66,6 +66,7 @@ def check(spec: JobSpec) -> None:
     settings = config.Config(**options.values_from_flags(config.Config, values))
     settings.validate()
     _check_upload_deadline(spec, settings.upload_deadline_secs)
+    trainer_paths.check(spec, settings)
     if settings.strategy == "one_device":
         return
     gpus = _gpus_of_a_worker(spec)

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from launch import accelerators
-from launch.job_spec import JobSpec, Place
+from launch.job_spec import DISK_GIB, JobSpec, Place
 from trainer import errors
 
 _ENDPOINT = "https://{region}-aiplatform.googleapis.com"
@@ -115,7 +115,7 @@ def _pool(spec: JobSpec, replicas: int) -> dict[str, Any]:
     if choice.count:
         machine["acceleratorType"] = choice.vertex
         machine["acceleratorCount"] = choice.count
-    disk: dict[str, Any] = {"bootDiskSizeGb": spec.disk_gib}
+    disk: dict[str, Any] = {"bootDiskSizeGb": spec.disk_gib or DISK_GIB}
     if spec.disk_type:
         disk["bootDiskType"] = spec.disk_type
     container: dict[str, Any] = {

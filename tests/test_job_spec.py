@@ -72,7 +72,7 @@ def test_every_field_that_a_platform_ignores_is_one():
         ({"name": "a" * 31}, "--name=aaa"),
         ({"name": "a-"}, "--name=a-"),
         ({"env": ("A",)}, "--env=A is not valid"),
-        ({"env": ("1=2",)}, "--env=1=2 is not valid"),
+        ({"env": ("1=2",)}, "--env=1=... is not valid"),
         ({"env": ("A=1", "A=2")}, "--env=A=... is given twice"),
         ({"labels": ("team",)}, "--labels=team is not valid"),
         ({"labels": ("Team=a",)}, "--labels=Team=a is not valid"),
@@ -108,6 +108,7 @@ _SECRETS = [
     f"eyJ{_random(_LETTERS, 20)}.eyJ{_random(_LETTERS, 20)}.x",
     f"https://me:{_random(_LETTERS, 12)}@example.com/data",
     "-----BEGIN " + "PRIVATE KEY-----",
+    "AccountName=a;AccountKey=" + _random(_LETTERS, 44),
 ]
 
 
@@ -130,11 +131,28 @@ def test_values_that_look_like_secrets_are_refused_and_not_shown(secret):
     [
         *("API_KEY", "WANDB_API_KEY", "DB_PASSWORD", "SECRET", "HF_TOKEN"),
         *("AWS_ACCESS_KEY_ID", "GOOGLE_APPLICATION_CREDENTIALS", "apikey"),
+        *("OPENAI_KEY", "ENCRYPTION_KEY", "DBPASSWORD", "GITHUB_PAT"),
+        *("HF_TOKENS", "MY_SECRETS", "AZURE_STORAGE_CONNECTION_STRING", "KEY"),
     ],
 )
 def test_names_that_promise_secrets_are_refused(name):
     with pytest.raises(errors.UsageError, match=f"--env={name}=... looks"):
         _spec(env=(f"{name}=x",))
+
+
+def test_a_value_is_never_shown_even_if_the_name_is_not_valid():
+    with pytest.raises(errors.UsageError) as caught:
+        _spec(env=("API-KEY=hunter2",))
+    assert "--env=API-KEY=... is not valid" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_on_a_cluster_with_shared_files_credentials_may_be_named_by_path():
+    name = "GOOGLE_APPLICATION_CREDENTIALS"
+    _spec(platform="slurm", env=(f"{name}=/home/me/key.json",))
+    for platform, value in (("slurm", "{}"), ("kubernetes", "/key.json")):
+        with pytest.raises(errors.UsageError, match="looks like a secret"):
+            _spec(platform=platform, env=(f"{name}={value}",))
 
 
 @pytest.mark.parametrize(
@@ -146,6 +164,8 @@ def test_names_that_promise_secrets_are_refused(name):
         "TOKENIZERS_PARALLELISM=false",
         "HTTPS_PROXY=http://proxy.example.com:3128",
         "AUTHOR=me",
+        "PATH=/bin",
+        "KEYBOARD=us",
     ],
 )
 def test_ordinary_variables_are_not_secrets(variable):

@@ -221,12 +221,13 @@ def test_gpus_without_a_kind_are_of_any_kind():
     manifest = _manifest(num_accelerators=2)
     limits = _container(manifest)["resources"]["limits"]
     assert limits == {"nvidia.com/gpu": "2"}
-    assert "nodeSelector" not in _pod(manifest)
+    assert _pod(manifest)["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
 
 
 def test_a_named_machine_is_asked_for():
     manifest = _manifest(machine="g2-standard-24")
     assert _pod(manifest)["nodeSelector"] == {
+        "kubernetes.io/arch": "amd64",
         "cloud.google.com/gke-accelerator": "nvidia-l4",
         "node.kubernetes.io/instance-type": "g2-standard-24",
     }
@@ -237,7 +238,17 @@ def test_a_named_machine_is_asked_for():
 def test_no_gpu_asks_for_none():
     pod = _pod(_manifest())
     assert "tolerations" not in pod
-    assert pod["containers"][0]["resources"] == {}
+    assert pod["containers"][0]["resources"] == {
+        "requests": {"ephemeral-storage": "20Gi"}
+    }
+
+
+def test_scratch_space_that_was_asked_for_is_reserved():
+    manifest = _manifest(disk_gib=300)
+    requests = _container(manifest)["resources"]["requests"]
+    assert requests == {"ephemeral-storage": "300Gi"}
+    volumes = {v["name"]: v for v in _pod(manifest)["volumes"]}
+    assert volumes["scratch"]["emptyDir"] == {"sizeLimit": "300Gi"}
 
 
 @pytest.mark.parametrize(

@@ -67,11 +67,18 @@ _CASES = {
         "--env=A=b c",
     ),
 }
-_TRAINER = ("--dataset=mnist", "--data_dir=~/mnist", "--epochs=100")
+
+
+def _trainer(flags: tuple[str, ...]) -> tuple[str, ...]:
+    data_dir = {
+        "--platform=vertex": "/gcs/bucket/mnist",
+        "--platform=kubernetes": "/volume/mnist",
+    }.get(flags[0], "~/mnist")
+    return ("--dataset=mnist", f"--data_dir={data_dir}", "--epochs=100")
 
 
 def _render(capsys: pytest.CaptureFixture, flags: tuple[str, ...]) -> str:
-    code = main.main(["main", "render", *flags, "--", *_TRAINER])
+    code = main.main(["main", "render", *flags, "--", *_trainer(flags)])
     out, err = capsys.readouterr()
     assert (code, err) == (0, "")
     return out
@@ -167,13 +174,13 @@ def test_render_needs_no_client_credentials_or_tensorflow(
         _CASES["vertex_1_gpu.json"],
         _CASES["docker_1_gpu.sh"],
         _CASES["local_2_workers.sh"],
-        ("--platform=kubernetes", *cluster),
+        ("--platform=kubernetes", *cluster, "--volume_claim=data"),
         ("--platform=slurm", *cluster),
     ):
         finished = subprocess.run(
             # -S: without the packages of this environment.
             [sys.executable, "-S", "-c", code, "render", *flags, "--"]
-            + list(_TRAINER),
+            + list(_trainer(flags)),
             cwd=_ROOT,
             env={"PYTHONPATH": str(tmp_path)},
             capture_output=True,
