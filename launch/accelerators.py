@@ -195,14 +195,14 @@ def choose(
     name = _canonical_name(accelerator)
     kind = ACCELERATORS[name]
     if machine is None:
-        machine = _first_machine(name, count or 1)
+        machine = _first_machine(name, 1 if count is None else count)
     elif machine not in kind.machines:
         raise errors.UsageError(
             f"--machine={machine} cannot have --accelerator={name}. Machines"
             f" with it: {_describe(kind.machines)}. {_UNCHECKED}"
         )
     counts = kind.machines[machine]
-    count = count or counts[0]
+    count = counts[0] if count is None else count
     if count not in counts:
         elsewhere = _machines_with(kind, count)
         remedy = (

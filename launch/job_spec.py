@@ -452,6 +452,11 @@ class JobSpec(Place):
                 "--spot and --flex_start are two ways to get machines. Leave"
                 " one out."
             )
+        if self.accelerator and self.num_accelerators == 0:
+            raise errors.UsageError(
+                f"--num_accelerators=0 with --accelerator={self.accelerator}:"
+                " leave one out."
+            )
         self._check_pairs()
         secret_values.refuse(
             self.environment,

@@ -64,12 +64,28 @@ def _submit(arguments: Sequence[str], trainers: Sequence[str]) -> int:
         _print(_as_json(status))
     else:
         _print(_as_text(status))
+    _tell(_what_was_done(status))
     where = help_pages.place_flags(spec)
-    _tell(
-        f"follow: python -m launch.main logs {status.name} {where} --follow\n"
-        f"stop:   python -m launch.main cancel {status.name} {where}"
-    )
+    _tell(f"follow: python -m launch.main logs {status.name} {where} --follow")
+    if not status.state.is_final:
+        _tell(f"stop:   python -m launch.main cancel {status.name} {where}")
     return 0
+
+
+def _what_was_done(status: JobStatus) -> str:
+    if status.created and status.attempt > 1:
+        return (
+            f"started: attempt {status.attempt}, after one that failed or was"
+            " cancelled"
+        )
+    if status.created:
+        return "started"
+    if status.state is platforms.State.SUCCEEDED:
+        return (
+            "has succeeded; nothing was started. To run it anew, choose another"
+            " --name"
+        )
+    return "already there; nothing was started"
 
 
 def _render(arguments: Sequence[str], trainers: Sequence[str]) -> int:
@@ -218,6 +234,8 @@ def _platform(place: Place) -> platforms.Platform:
 
 def _as_object(status: JobStatus) -> dict[str, object]:
     fields = dataclasses.asdict(status)
+    if status.created is None:
+        del fields["created"]
     return {**fields, "state": status.state.value}
 
 
@@ -228,7 +246,7 @@ def _as_json(status: JobStatus) -> str:
 def _as_text(status: JobStatus) -> str:
     lines = [f"{status.name}: {status.state.value}"]
     for name, value in _as_object(status).items():
-        if name not in ("name", "state") and value not in ("", None):
+        if name not in ("name", "state", "created") and value not in ("", None):
             lines.append(f"  {name}: {value}")
     return "\n".join(lines)
 

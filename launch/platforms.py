@@ -59,6 +59,7 @@ class JobStatus:
         restarts: How often it has started anew, as far as is known.
         attempt: `JobSpec.attempt`.
         exit_code: The trainer's, once it has ended and as far as is known.
+        created: After `submit`, whether this job was started by it.
     """
 
     name: str
@@ -70,6 +71,7 @@ class JobStatus:
     restarts: int = 0
     attempt: int = 1
     exit_code: int | None = None
+    created: bool | None = dataclasses.field(default=None, compare=False)
 
 
 class PlatformError(errors.TrainerError):
@@ -155,7 +157,7 @@ def submit_once(
 
     A job that is under way, or has succeeded, is returned as it is. After one
     that has failed or was cancelled, the next attempt is created: the trainer
-    goes on where the run stands.
+    goes on where the run stands. The status tells which, by `created`.
 
     Args:
         spec: The job, as its first attempt.
@@ -168,20 +170,20 @@ def submit_once(
     attempts = sorted(find(spec), key=lambda status: status.attempt)
     for status in reversed(attempts):
         if not status.state.is_final or status.state is State.SUCCEEDED:
-            return status
+            return dataclasses.replace(status, created=False)
     if attempts:
         spec = dataclasses.replace(spec, attempt=attempts[-1].attempt + 1)
     lost: AnswerLostError | None = None
     for _ in range(_CREATIONS):
         try:
-            return create(spec)
+            return dataclasses.replace(create(spec), created=True)
         except AnswerLostError as error:
             lost = error
         for secs in _LOOK_AGAIN_SECS:
             sleep(secs)
             for status in find(spec):
                 if status.attempt == spec.attempt:
-                    return status
+                    return dataclasses.replace(status, created=True)
     raise AnswerLostError(
         f"{lost}\nThe job {spec.job_name} is not there, or not yet. Submit it"
         " again: that starts it only if it is not there."

@@ -31,7 +31,8 @@ def run_workers(
     """Runs `command` in each environment until all have ended.
 
     Takes SIGINT, SIGTERM and SIGUSR1 over, and passes each on to all workers.
-    Call it in the main thread, before any other is started.
+    Those that still run `grace_secs` after SIGINT or SIGTERM are killed. Call
+    it in the main thread, before any other is started.
 
     Returns:
       0 if all workers ended with 0, else the code of the first that did not:
@@ -102,6 +103,7 @@ class _Supervisor:
         self._tell = tell
         self._exit_code = 0
         self._passed_on: set[int] = set()
+        self._grace_secs = grace_secs
         # How long to wait before which signal, once a worker has ended.
         self._measures = [
             (grace_secs, signal.SIGTERM),
@@ -122,9 +124,18 @@ class _Supervisor:
         return self._exit_code
 
     def _pass_on(self, number: int) -> None:
+        stops = {signal.SIGINT, signal.SIGTERM}
+        if number in stops and stops.isdisjoint(self._passed_on):
+            self._expect_end()
         self._passed_on.add(number)
         for worker in self._running.values():
             worker.send_signal(number)
+
+    def _expect_end(self) -> None:
+        """Starts the clock to SIGKILL, unless SIGTERM was already sent."""
+        if len(self._measures) > 1:
+            self._measures = [(self._grace_secs, signal.SIGKILL)]
+            self._since_secs = time.monotonic()
 
     def _note_end(self, index: int, code: int) -> None:
         self._since_secs = min(self._since_secs, time.monotonic())

@@ -67,9 +67,10 @@ def check(spec: JobSpec) -> None:
     settings.validate()
     _check_upload_deadline(spec, settings.upload_deadline_secs)
     trainer_paths.check(spec, settings)
+    gpus = _gpus_of_a_worker(spec)
+    _check_devices(gpus, settings)
     if settings.strategy == "one_device":
         return
-    gpus = _gpus_of_a_worker(spec)
     replicas = spec.num_workers * max(gpus, settings.num_logical_cpus, 1)
     parts = replicas * settings.gradient_accumulation_steps
     if remainder := settings.global_batch_size % parts:
@@ -101,13 +102,30 @@ def _check_upload_deadline(spec: JobSpec, deadline_secs: int) -> None:
     )
 
 
+def _check_devices(gpus: int, settings: config.Config) -> None:
+    if settings.strategy == "one_device" and gpus > 1:
+        raise errors.UsageError(
+            f"--strategy=one_device would use one of {gpus} GPUs that are paid"
+            " for. Leave it out, or take --num_accelerators=1."
+        )
+    if settings.num_logical_cpus and gpus:
+        raise errors.UsageError(
+            f"--num_logical_cpus={settings.num_logical_cpus} would leave"
+            f" {gpus} GPUs without work. Leave it out, or take no GPUs."
+        )
+
+
 def _gpus_of_a_worker(spec: JobSpec) -> int:
-    if spec.num_accelerators is not None or not spec.machine:
-        return spec.num_accelerators or int(spec.accelerator is not None)
-    return accelerators.choose(
-        spec.accelerator,
-        None,
-        spec.machine,
-        spot=True,  # Whether it is does not change the count.
-        unchecked=spec.unchecked_machine,
-    ).count
+    """Returns the count, once it is sure that there is such a machine."""
+    named = spec.accelerator or spec.machine
+    if spec.platform == "vertex" or (spec.platform == "kubernetes" and named):
+        return accelerators.choose(
+            spec.accelerator,
+            spec.num_accelerators,
+            spec.machine,
+            spot=spec.spot or spec.flex_start,
+            unchecked=spec.unchecked_machine,
+        ).count
+    if spec.num_accelerators is None:
+        return int(spec.accelerator is not None)
+    return spec.num_accelerators

@@ -175,6 +175,36 @@ def test_the_same_job_runs_once_and_again_after_a_failure(
     ]
 
 
+@pytest.mark.parametrize(
+    ("ended", "words", "created"),
+    [
+        (None, "already there; nothing was started\n", False),
+        (0, "has succeeded; nothing was started. To run it anew,", False),
+        (6, "started: attempt 2, after one that failed or was", True),
+    ],
+)
+def test_submitting_again_says_what_was_done(
+    capsys: pytest.CaptureFixture,
+    home: pathlib.Path,
+    ended: int | None,
+    words: str,
+    created: bool,
+) -> None:
+    first = _submit(capsys)
+    assert first["created"] is True
+    if ended is not None:
+        _set_state(home, first["name"], Status="exited", ExitCode=ended)
+    code, out, err = _run(
+        *(capsys, "submit", _DOCKER, _IMAGE, "--workdir=my run", "--json")
+    )
+    assert code == 0
+    assert f"\n{words}" in f"\n{err}"
+    assert json.loads(out)["created"] is created
+    # Which is nothing that a job has later.
+    _, out, _ = _run(capsys, "status", first["name"], _DOCKER, "--json")
+    assert "created" not in json.loads(out)
+
+
 def test_of_two_who_submit_at_once_one_finds_the_others(
     capsys: pytest.CaptureFixture, home: pathlib.Path
 ) -> None:

@@ -287,7 +287,8 @@ class _Jobs:
 
 def test_a_job_that_was_created_without_an_answer_is_found():
     jobs = _Jobs((True, True))
-    assert jobs.submit().name == _spec().job_name
+    status = jobs.submit()
+    assert (status.name, status.created) == (_spec().job_name, True)
     assert (jobs.creations, len(jobs.there)) == (1, 1)
 
 
@@ -309,6 +310,7 @@ def test_who_never_answers_is_not_asked_for_ever():
 def test_only_what_has_failed_or_was_cancelled_is_started_again(state):
     jobs = _Jobs()
     jobs.there = [JobStatus(_spec().job_name, state)]
-    attempt = jobs.submit().attempt
+    status = jobs.submit()
     again = state in (State.FAILED, State.CANCELLED)
-    assert (jobs.creations, attempt) == ((1, 2) if again else (0, 1))
+    assert (jobs.creations, status.attempt) == ((1, 2) if again else (0, 1))
+    assert status.created is again

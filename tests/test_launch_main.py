@@ -108,6 +108,26 @@ def test_help_as_a_command():
             + ["--", "--batch_size=36"],
             ["divide by 8"],
         ),
+        (
+            ["render", "--platform=vertex", "--accelerator=l4"]
+            + ["--num_accelerators=3"],
+            ["no machine has 3 l4"],  # Not that the batch does not divide.
+        ),
+        (
+            ["render", "--platform=slurm", "--accelerator=l4"]
+            + ["--num_accelerators=0"],
+            ["--num_accelerators=0 with --accelerator=l4"],
+        ),
+        (
+            ["render", "--platform=vertex", "--machine=g2-standard-8"]
+            + ["--num_accelerators=0"],
+            ["--num_accelerators=0 does not go with --machine=g2-standard-8"],
+        ),
+        (
+            [*("render", "--platform=local", "--num_accelerators=2"), "--"]
+            + ["--num_logical_cpus=2"],
+            ["--num_logical_cpus=2", "2 GPUs without work"],
+        ),
         (["status", "--platform=local"], ["status of which job?"]),
         (["list", "--platform=local", "--", "--a"], ["'--a' after `--`"]),
         (["logs", "a", "--platform=docker", "--json"], ["json"]),
@@ -123,10 +143,13 @@ def test_misuse_exits_2_with_the_value_and_the_remedy(capsys, arguments, texts):
         assert text in err
 
 
-def test_one_device_does_not_share_the_batch(capsys):
+def test_one_device_with_several_gpus_is_refused(capsys):
     flags = ("render", "--platform=local", "--num_accelerators=3", "--")
+    code, _, err = _run(capsys, *flags, "--strategy=one_device")
+    assert code == 2
+    assert "--strategy=one_device would use one of 3 GPUs" in err
+    flags = ("render", "--platform=local", "--num_accelerators=1", "--")
     assert _run(capsys, *flags, "--strategy=one_device")[0] == 0
-    assert _run(capsys, *flags)[0] == 2
 
 
 def test_flags_mean_the_same_where_their_file_is_not(capsys, tmp_path):

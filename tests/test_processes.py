@@ -238,6 +238,34 @@ def test_each_signal_is_passed_on_once_to_each_worker(start, number):
     assert _finish(process) == (128 + number, "", "")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_that_ignore_a_stop_are_killed_after_the_grace(
+    start, tmp_path, number
+):
+    process = start(
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        Path(f"ready {index}").touch()
+        time.sleep(forever)
+        """,
+        grace_secs=0.5,
+    )
+    for index in (0, 1):
+        _wait_until((tmp_path / f"ready {index}").exists)
+    start_secs = time.monotonic()
+    process.send_signal(number)
+    time.sleep(0.2)
+    process.send_signal(number)  # Gives no more time.
+    code, _, err = _finish(process)
+    assert 0.5 <= time.monotonic() - start_secs < 10
+    assert code == errors.EXIT_STALLED
+    assert err.splitlines()[:2] == [
+        f"worker {index} did not end within 0.5 s: sending SIGKILL"
+        for index in (0, 1)
+    ]
+
+
 def test_a_stop_while_the_workers_start_is_no_failure(start):
     # They are killed then, as they have no handlers yet.
     process = start("say('ready'); time.sleep(forever)")
