@@ -14,14 +14,24 @@ from launch.job_spec import JobSpec, Place
 from launch.platforms import JobStatus, State
 from trainer import errors
 
+_RENDERED_PORT = 2222  # And those after it.
+_WAIT = """\
+code=0
+for pid in $pids; do
+  wait "$pid" || code=$?
+done
+exit $code"""
+
 
 def render(spec: JobSpec) -> str:
     """Returns a script with a line for each worker.
 
-    The ports are chosen when the workers start.
+    `submit` finds free ports; the script has some that usually are.
     """
     lines = ["#!/bin/sh"]
-    addresses = [f"localhost:<port {i}>" for i in range(spec.num_workers)]
+    addresses = [
+        f"localhost:{_RENDERED_PORT + i}" for i in range(spec.num_workers)
+    ]
     for index in range(spec.num_workers):
         environment = dict(spec.environment)
         if spec.num_workers > 1:
@@ -36,8 +46,11 @@ def render(spec: JobSpec) -> str:
             for name, value in environment.items()
         ]
         words += [shlex.quote(word) for word in _command(spec)]
-        end = " &" if index < spec.num_workers - 1 else ""
+        end = ' & pids="$pids $!"' if spec.num_workers > 1 else ""
         lines.append(f"{' '.join(words)}{end}")
+    if spec.num_workers > 1:
+        lines.insert(1, "pids=")
+        lines.append(_WAIT)
     return "\n".join(lines) + "\n"
 
 

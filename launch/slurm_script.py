@@ -3,6 +3,7 @@
 Pure: it needs neither Slurm nor this machine's files.
 """
 
+import re
 import shlex
 
 from launch.job_spec import JobSpec
@@ -16,6 +17,7 @@ _RETRIED = (errors.TrainerError.exit_code, errors.DeviceError.exit_code)
 # Crashes: SIGABRT, SIGBUS, SIGFPE and SIGSEGV. SIGKILL is not among them: it is
 # how Slurm ends what takes too much memory or time.
 _CRASHED = (134, 135, 136, 139)
+_PATH_FLAGS = ("--workdir", "--data_dir", "--local_dir")
 # What stands before the seconds in a job's comment.
 GRACE_COMMENT = "grace_secs="
 
@@ -76,7 +78,7 @@ def script(spec: JobSpec) -> str:
         for name, value in spec.environment.items()
     ]
     if not spec.in_bucket:
-        commands.append(f"mkdir -p {shlex.quote(str(spec.workdir))}")
+        commands.append(f"mkdir -p {_quote_path(str(spec.workdir))}")
     counted = (*_RETRIED, *_CRASHED, errors.EXIT_STALLED)
     return _SCRIPT.format(
         options="\n".join(f"#SBATCH {option}" for option in _options(spec)),
@@ -170,7 +172,7 @@ def _srun_options(spec: JobSpec) -> list[str]:
         mounts = [f"{path}:{path}" for path in _directories(spec)]
         options.append(f"--container-mounts={','.join(['$PWD:$PWD', *mounts])}")
         options.append("--container-workdir=$PWD")
-    return [_quote_but_pwd(option) for option in options]
+    return [_quote_but_places(option) for option in options]
 
 
 def _command(spec: JobSpec) -> list[str]:
@@ -186,8 +188,8 @@ def _command(spec: JobSpec) -> list[str]:
     words += [python, "-m", "trainer.main", *spec.trainer_args]
     # One flag a line, after what they are flags of.
     start = next(i for i, w in enumerate(words) if w == "trainer.main") + 1
-    first = " ".join(map(_quote_but_pwd, words[:start]))
-    return [first, *map(shlex.quote, words[start:])]
+    first = " ".join(map(_quote_but_places, words[:start]))
+    return [first, *map(_quote_flag, words[start:])]
 
 
 def _is_apptainer(spec: JobSpec) -> bool:
@@ -208,14 +210,34 @@ def _directories(spec: JobSpec) -> list[str]:
     values = [] if spec.in_bucket else [str(spec.workdir)]
     for flag in spec.trainer_flags:
         name, _, value = flag.partition("=")
-        if name in ("--data_dir", "--local_dir"):
+        if name in _PATH_FLAGS:
             values.append(value)
-    return [v for v in values if v.startswith("/")]
+    # The home directory of whoever runs it, as the trainer reads the tilde.
+    values = [re.sub("^~/", "$HOME/", value) for value in values]
+    return [v for v in values if v.startswith(("/", "$HOME/"))]
 
 
-def _quote_but_pwd(word: str) -> str:
-    """Quotes for the shell, which still replaces $PWD."""
-    if "$PWD" not in word:
+def _quote_flag(flag: str) -> str:
+    name, equals, value = flag.partition("=")
+    if name in _PATH_FLAGS:
+        return f"{name}{equals}{_quote_path(value)}"
+    return shlex.quote(flag)
+
+
+def _quote_path(path: str) -> str:
+    """Quotes for the shell, which would leave a quoted tilde alone."""
+    if path.startswith("~/"):
+        return f'"$HOME"/{shlex.quote(path[2:])}'
+    return shlex.quote(path)
+
+
+def _quote_but_places(word: str) -> str:
+    """Quotes for the shell, which still replaces $PWD and $HOME."""
+    parts = re.split(r"(\$PWD|\$HOME)", word)
+    if len(parts) == 1:
         return shlex.quote(word)
-    parts = [shlex.quote(part) if part else "" for part in word.split("$PWD")]
-    return '"$PWD"'.join(parts)
+    return "".join(
+        f'"{part}"' if part in ("$PWD", "$HOME") else shlex.quote(part)
+        for part in parts
+        if part
+    )

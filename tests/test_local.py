@@ -2,6 +2,7 @@
 
 import glob
 import json
+import subprocess
 import sys
 
 import pytest
@@ -123,9 +124,28 @@ def test_render_says_what_is_started(monkeypatch, capsys):
     flags = ["--platform=local", "--num_workers=2", "--num_accelerators=2"]
     assert main.main(["main", "render", *flags, "--", "--epochs=2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
-    assert "CUDA_VISIBLE_DEVICES=0,1 python -m trainer.main" in lines[1]
-    assert "CUDA_VISIBLE_DEVICES=2,3 python -m trainer.main" in lines[2]
+    assert "CUDA_VISIBLE_DEVICES=0,1 python -m trainer.main" in lines[2]
+    assert "CUDA_VISIBLE_DEVICES=2,3 python -m trainer.main" in lines[3]
+    for line in lines[2:4]:
+        assert '["localhost:2222", "localhost:2223"]' in line
+
+
+def test_what_is_rendered_waits_for_all_and_ends_as_they_do(
+    monkeypatch, capsys, tmp_path
+):
+    program = tmp_path / "python"
+    program.write_text(
+        "#!/bin/sh\ncase $TF_CONFIG in *'\"index\": 0'*) exit 3 ;; esac\n"
+        f"sleep 0.3; touch {tmp_path}/done\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    flags = ["--platform=local", "--num_workers=2"]
+    assert main.main(["main", "render", *flags]) == 0
+    script = capsys.readouterr().out
+    finished = subprocess.run(["sh"], input=script, text=True, timeout=20)
+    assert finished.returncode == 3
+    assert (tmp_path / "done").exists()
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "cancel", "list"])

@@ -85,6 +85,21 @@ def test_what_cannot_work_is_refused(fields, words):
         slurm.render(_spec(**fields))
 
 
+def test_a_tilde_is_the_home_directory():
+    flags = ("--dataset=mnist", "--data_dir=~/my data")
+    spec = {"workdir": "~/runs/one", "trainer_flags": flags}
+    for image in ("i.sif", "registry.example.com/i"):
+        script = slurm.render(_spec(**spec, image=image))
+        assert 'mkdir -p "$HOME"/runs/one\n' in script
+        assert '--workdir="$HOME"/runs/one\n' in script
+        assert "--data_dir=\"$HOME\"/'my data'" in script
+        assert "~" not in script
+    assert '"$HOME"/runs/one:"$HOME"/runs/one' in script
+    script = slurm.render(_spec(**spec, image="i.sif"))
+    assert '--bind="$HOME"/runs/one' in script
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     fake = FakeSlurm(tmp_path)

@@ -36,7 +36,7 @@ srun \
   /opt/venv/bin/python -m trainer.main \
   --dataset=mnist \
   --data_dir=/data/mnist \
-  '--workdir=/data/my runs/first'
+  --workdir='/data/my runs/first'
 code=$?
 
 queue_again() {
