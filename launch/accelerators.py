@@ -36,8 +36,13 @@ class Accelerator:
 def _n1(
     counts_by_cpus: Mapping[int, tuple[int, ...]],
 ) -> dict[str, tuple[int, ...]]:
-    """Returns n1-standard machines, which GPUs are attached to."""
-    return {f"n1-standard-{n}": counts for n, counts in counts_by_cpus.items()}
+    """Returns n1 machines, which GPUs are attached to; standard ones first."""
+    machines = {}
+    for kind, min_cpus in (("standard", 0), ("highmem", 0), ("highcpu", 16)):
+        for cpus, counts in counts_by_cpus.items():
+            if cpus >= min_cpus:
+                machines[f"n1-{kind}-{cpus}"] = counts
+    return machines
 
 
 ACCELERATORS = {
@@ -260,7 +265,10 @@ def _canonical_name(accelerator: str) -> str:
             return name
         if normal == kind.vertex.lower().replace("_", "-"):
             return name
-    near = difflib.get_close_matches(normal, ACCELERATORS, n=3, cutoff=0.3)
+    near = [n for n in ACCELERATORS if n.startswith(f"{normal}-")]
+    near = near or difflib.get_close_matches(
+        normal, ACCELERATORS, n=3, cutoff=0.3
+    )
     raise errors.UsageError(
         f"--accelerator={accelerator} is not known."
         f" {'Nearest: ' + ', '.join(near) + '. ' if near else ''}Known:"

@@ -73,12 +73,16 @@ def render(spec: JobSpec) -> str:
 
 
 def _check(spec: JobSpec) -> None:
-    for name in ("image", "workdir"):
-        if not getattr(spec, name):
-            raise errors.UsageError(
-                f"--{name} is missing, which --platform=docker needs: what a"
-                " container writes elsewhere is lost with it."
-            )
+    if not spec.image:
+        raise errors.UsageError(
+            "--image is missing, which --platform=docker needs. BUILD.md says"
+            " how to build one."
+        )
+    if not spec.workdir:
+        raise errors.UsageError(
+            "--workdir is missing, which --platform=docker needs: what a"
+            " container writes elsewhere is lost with it."
+        )
     if spec.num_workers > 1:
         raise errors.UsageError(
             f"--num_workers={spec.num_workers} with --platform=docker, which"

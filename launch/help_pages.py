@@ -47,7 +47,7 @@ what:
   status   How a job is.
   logs     What it has written; with --follow, until it ends.
   cancel   End a job, and wait until it costs nothing any more.
-  list     The jobs that were submitted from here.
+  list     The jobs that this launcher submitted, whoever ran it.
 
 platforms (--platform=...):
   local       Processes of this machine, in the foreground.
@@ -116,7 +116,9 @@ there.
 
 usage: python -m launch.main cancel <job> --platform=... [--flag=value ...]""",
     "list": """\
-Lists the jobs that were submitted by this launcher, the newest first.
+Lists the jobs that were submitted by this launcher, the newest first: by
+whomever, all in the project's region, the namespace or Docker; on Slurm, yours
+of the last 30 days.
 
 usage: python -m launch.main list --platform=... [--flag=value ...]""",
 }

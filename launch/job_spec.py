@@ -79,6 +79,8 @@ _NAME = re.compile("[a-z]([-a-z0-9]{0,28}[a-z0-9])?")
 _LABEL_KEY = re.compile("[a-z]([-a-z0-9_]{0,61}[a-z0-9])?")
 _LABEL_VALUE = re.compile("([a-z0-9]([-a-z0-9_]{0,61}[a-z0-9])?)?")
 _ENV_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+# Family, kind, CPUs (or GPUs, as in 8g).
+_MACHINE = re.compile("[a-z][0-9]+[a-z]*-[a-z]+-[0-9]+(g|-lssd)?")
 _DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 
 
@@ -301,8 +303,9 @@ class JobSpec(Place):
     timeout_secs: int | None = _flag(
         _TIME,
         None,
-        "End the job after so long; slurm: each start of it, after which it is"
-        " queued again.",
+        "End the job after so long. slurm: each start of it, after which it is"
+        " queued again; kubernetes with several workers: each start of it too,"
+        " so that one that is preempted may take longer.",
         "seconds",
         minimum=60,
         default_text="7 days on vertex, the partition's on slurm, else never",
@@ -364,6 +367,11 @@ class JobSpec(Place):
             if getattr(self, field.name) != field.default
             and field.name != "attempt"
         }
+        # What is the same in another order, or writing, is the same job.
+        for name in changed.keys() & {"env", "labels"}:
+            changed[name] = sorted(changed[name])
+        if self.workdir:
+            changed["workdir"] = self.workdir.rstrip("/") or "/"
         text = json.dumps(changed, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -492,7 +500,11 @@ class JobSpec(Place):
 
     def warnings(self) -> list[str]:
         """Says what is legal, and may still not be what was meant."""
-        found = [self.image_warning(), self._grace_warning()]
+        found = [
+            self.image_warning(),
+            self._grace_warning(),
+            self._machine_warning(),
+        ]
         return [text for text in found if text]
 
     def _grace_warning(self) -> str:
@@ -502,6 +514,16 @@ class JobSpec(Place):
             f"--grace_secs={self.grace_secs} with --spot: GKE ends pods of Spot"
             f" machines 15 to {SPOT_GRACE_SECS} s after SIGTERM, whatever is"
             " asked for. Plan with that, and leave --grace_secs out."
+        )
+
+    def _machine_warning(self) -> str:
+        on_google = self.platform == "vertex" and not self.unchecked_machine
+        if not on_google or _MACHINE.fullmatch(self.machine or "n1-standard-8"):
+            return ""
+        return (
+            f"--machine={self.machine} does not look like a machine type, such"
+            " as n1-standard-8, and is not in our table. If Vertex AI does not"
+            " know it either, it refuses the job."
         )
 
     def image_warning(self) -> str:

@@ -50,6 +50,11 @@ def _check(spec: JobSpec) -> None:
             f"--workdir={spec.workdir} is lost with the machine. With"
             " --platform=vertex it must be gs://bucket/prefix."
         )
+    if spec.num_workers > 1 and "TF_CONFIG" in spec.environment:
+        raise errors.UsageError(
+            "--env=TF_CONFIG=... would hide who the workers are, which Vertex"
+            " AI tells each of them. Leave it out."
+        )
     if not _EMAIL.fullmatch(spec.service_account or ""):
         raise errors.UsageError(
             f"--service_account={spec.service_account} is not the e-mail"

@@ -44,6 +44,9 @@ def test_gpus_are_attached_to_n1_and_part_of_all_others(kind):
         (("t4",), "n1-standard-8", "NVIDIA_TESLA_T4", 1),
         (("t4", 4), "n1-standard-8", "NVIDIA_TESLA_T4", 4),
         (("v100", 8), "n1-standard-8", "NVIDIA_TESLA_V100", 8),
+        (("t4", 2, "n1-highmem-8"), "n1-highmem-8", "NVIDIA_TESLA_T4", 2),
+        (("v100", 4, "n1-highcpu-32"), *("n1-highcpu-32", "NVIDIA_TESLA_V100"),
+         4),
         (("l4",), "g2-standard-8", "NVIDIA_L4", 1),
         (("l4", 2), "g2-standard-24", "NVIDIA_L4", 2),
         (("nvidia-l4", 8), "g2-standard-96", "NVIDIA_L4", 8),
@@ -73,7 +76,7 @@ def test_what_is_left_out_follows(arguments, machine, vertex, count):
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        (("a100",), ["a100 is not known", "a100-40gb", "a100-80gb"]),
+        (("a100",), ["a100 is not known", "Nearest: a100-40gb, a100-80gb."]),
         (("tpu-v4",), ["not known", "Known: t4, v100"]),
         (("l4", 3), ["no machine has 3 l4", "Nearest: 2 or 4", "1, 2, 4 or 8"]),
         (("h200",), ["no machine has 1 h200", "possible: 8"]),
@@ -83,6 +86,7 @@ def test_what_is_left_out_follows(arguments, machine, vertex, count):
         (("l4", 1, "n1-standard-8"), ["cannot have", "g2-standard-24 (2)"]),
         (("h100", 1), ["--spot or --flex_start", "a3-highgpu-8g"]),
         ((None, 1, "n1-standard-8"), ["needs --accelerator: t4 or v100"]),
+        (("t4", 1, "n1-highcpu-8"), ["cannot have"]),
         ((None, 1, None), ["needs --accelerator"]),
         ((None, None, "g2-standard-7"), ["is not known", "g2-standard-"]),
         (("gb200",), ["Arm", "b200"]),

@@ -42,6 +42,32 @@ def test_equal_jobs_have_one_name_and_others_another():
     assert len({s.digest for s in [spec, *others]}) == len(others) + 1
 
 
+def test_the_same_in_another_order_or_writing_is_the_same_job():
+    one = _spec(workdir="gs://b/run", env=("A=1", "B=2"), labels=("a=1", "b="))
+    other = _spec(
+        workdir="gs://b/run/", env=("B=2", "A=1"), labels=("b=", "a=1")
+    )
+    assert one.digest == other.digest
+    assert one.digest != _spec(workdir="gs://b/run2").digest
+    root = _spec(platform="slurm", workdir="/")
+    assert root.digest != _spec(platform="slurm").digest
+
+
+@pytest.mark.parametrize(
+    ("fields", "warned"),
+    [
+        ({"machine": "n1-standard"}, True),
+        ({"machine": "big"}, True),
+        ({"machine": "big", "unchecked_machine": True}, False),
+        ({"machine": "n2d-highmem-96"}, False),
+        ({"machine": "a2-ultragpu-4g"}, False),
+        ({}, False),
+    ],
+)
+def test_a_machine_of_unknown_shape_is_warned_of(fields, warned):
+    assert bool(_spec(**fields).warnings()) == warned
+
+
 def test_attempts_are_of_one_job():
     spec = _spec(name="a" * 30)
     second = dataclasses.replace(spec, attempt=2)

@@ -129,6 +129,8 @@ def test_scripts_are_scripts(capsys: pytest.CaptureFixture, name: str) -> None:
         ((*_LOCAL, _IMAGE), "--image has no use with --platform=local"),
         ((*_VERTEX, "--grace_secs=5"), "--grace_secs has no use"),
         (("--platform=docker", _IMAGE), "--workdir is missing"),
+        (("--platform=docker", "--workdir=a"), "how to build one"),
+        ((*_VERTEX, "--num_workers=2", "--env=TF_CONFIG={}"), "TF_CONFIG"),
         (("--platform=docker", "--workdir=a,b", _IMAGE), "cannot be mounted"),
         ((*_VERTEX[1:],), "--platform is missing"),
         ((*_VERTEX, "--project="), "--project="),
