@@ -5,10 +5,17 @@ import itertools
 import numpy as np
 import PIL.Image
 import pytest
+import tensorflow as tf
 
 from tests import image_files
 from trainer import data, errors
-from trainer.data import headers, pipeline, quarantine, streamed_dataset
+from trainer.data import (
+    headers,
+    patience,
+    pipeline,
+    quarantine,
+    streamed_dataset,
+)
 
 BATCH_SIZE = 4
 
@@ -223,10 +230,52 @@ def test_a_class_of_which_nothing_decodes_ends_it(tmp_path):
         dataset.in_memory()
 
 
-def test_a_file_that_changes_or_goes_away_meanwhile(
-    root, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(streamed_dataset, "_FIRST_WAIT_SECS", 0.001)
+def test_a_bad_image_is_found_out_only_once(root, tmp_path, monkeypatch):
+    damaged = ("a/JPEG-40", "a/PNG-300", "b/GIF-32")
+    copy = break_some(root, tmp_path / "copy", *damaged)
+    dataset = stream(copy, max_bad_fraction=0.2)
+    read_slowly, slow = dataset._read_or_replace, []
+
+    def count(index):
+        slow.append(dataset.images.storage.name(index))
+        return read_slowly(index)
+
+    monkeypatch.setattr(dataset, "_read_or_replace", count)
+    read = dataset.reader()
+    everything = tf.range(31, dtype=tf.int64)
+    first = read(everything)
+    assert set(slow) == set(damaged)  # And not the others of the batch.
+    slow.clear()
+    np.testing.assert_array_equal(read(everything), first)
+    np.testing.assert_array_equal(dataset.at(np.arange(31)), first)
+    assert_same(batches(dataset, 14), batches(dataset.in_memory(), 14))
+    assert not slow[31:]  # Those of `at`, which always goes one by one.
+    # One that replaces others may turn out bad later.
+    other = np.flatnonzero(
+        dataset._replacements.apply(np.arange(31)) != range(31)
+    )
+    replaced = int(other[0])
+    [instead] = dataset._replacements.apply(np.array([replaced]))
+    path = copy / dataset.images.storage.name(int(instead))
+    path.write_bytes(image_files.damage(path.read_bytes()))
+    again = read(everything)
+    slow.clear()
+    np.testing.assert_array_equal(read(everything), again)
+    assert not slow
+
+
+def test_a_batch_of_which_nothing_can_be_read_at_once(tmp_path):
+    image_files.write_folder(tmp_path, 4)
+    for name in ("0000", "0001"):
+        path = tmp_path / "cat" / f"{name}.jpg"
+        path.write_bytes(image_files.damage(path.read_bytes()))
+    dataset = stream(tmp_path, max_bad_fraction=0.5)
+    samples = dataset.reader()(tf.constant([1, 0], tf.int64))
+    good = dataset.at(np.array([2, 2]))
+    np.testing.assert_array_equal(samples, good)
+
+
+def test_a_file_that_changes_or_goes_away_meanwhile(root, tmp_path):
     copy = break_some(root, tmp_path / "copy")
     dataset = stream(copy, max_bad_fraction=0.1)
     larger = image_files.encode(image_files.pixels(5, 64, 64))
@@ -235,24 +284,57 @@ def test_a_file_that_changes_or_goes_away_meanwhile(
     batches(dataset, 8)  # More than an epoch.
     reasons = dataset.quarantine.reasons
     assert reasons["a/PNG-32"] == "it has changed since the start"
-    assert "cannot be read" in reasons["b/PNG-32"]
+    assert reasons["b/PNG-32"] == "it was removed after the start"
 
 
-def test_a_server_that_is_busy_is_asked_again(root, monkeypatch):
-    monkeypatch.setattr(streamed_dataset, "_FIRST_WAIT_SECS", 0.001)
+def test_an_outage_is_waited_for_and_changes_nothing(root, monkeypatch):
+    monkeypatch.setattr(patience, "_FIRST_WAIT_SECS", 0.001)
     dataset = stream(root)
+    expected = dataset.at(np.arange(5))
     storage = dataset.images.storage
     read, calls = storage.read, []
 
     def read_at_last(index):
         calls.append(index)
-        if len(calls) < 4:
+        if len(calls) < 8:
             raise OSError("503")
         return read(index)
 
     monkeypatch.setattr(storage, "read", read_at_last)
-    assert len(dataset.read_encoded(2)) == dataset.images.num_bytes[2]
-    assert calls == [2] * 4
+    np.testing.assert_array_equal(dataset.at(np.arange(5)), expected)
+    assert calls == [0] * 7 + [0, 1, 2, 3, 4]
+    assert not dataset.quarantine.reasons
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_a_long_outage_is_an_error_of_storage(
+    root, tmp_path, monkeypatch, is_empty
+):
+    monkeypatch.setattr(patience, "_FIRST_WAIT_SECS", 0.001)
+    monkeypatch.setattr(patience, "_PATIENCE_SECS", 0.01)
+    copy = break_some(root, tmp_path / "copy")
+    dataset = stream(copy)
+    copy.rename(tmp_path / "elsewhere")
+    if is_empty:
+        copy.mkdir()  # What is left of a mount.
+    with (
+        pytest.raises(errors.StorageError, match="[ab]/.* could not be read"),
+        quarantine.told_at_the_end(dataset.quarantine),
+    ):
+        batches(dataset, 1)
+    assert not dataset.quarantine.reasons
+
+
+def test_only_what_does_not_decode_is_bad(root, monkeypatch):
+    dataset = stream(root)
+
+    def fail(*args, **kwargs):
+        raise tf.errors.ResourceExhaustedError(None, None, "no memory")
+
+    monkeypatch.setattr(dataset, "_decode", fail)
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        dataset.at(np.arange(1))
+    assert not dataset.quarantine.reasons
 
 
 @pytest.mark.parametrize("num_parts", [1, 2])

@@ -211,6 +211,7 @@ _ALLOWED = {
         "data.record_file",
         "errors",
     },
+    "data.patience": {"errors"},
     "data.pipeline": {
         "data.dataset",
         "data.stream_options",
@@ -219,6 +220,7 @@ _ALLOWED = {
     },
     "data.quarantine": {"errors"},
     "data.record_file": set(),
+    "data.replacement": set(),
     "data.record_scan": {
         "data.dataset",
         "data.files",
@@ -253,8 +255,11 @@ _ALLOWED = {
         "data.decoding",
         "data.headers",
         "data.images",
+        "data.patience",
         "data.quarantine",
+        "data.replacement",
         "data.stream_options",
+        "errors",
     },
     "data.tfds_source": {
         "data.dataset",

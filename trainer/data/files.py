@@ -47,6 +47,34 @@ def open_binary(path: str) -> IO[bytes]:
     return cast(IO[bytes], _RemoteFile(path))
 
 
+def is_missing(path: str) -> bool:
+    """Tells whether there is no such file.
+
+    A server or disk that does not answer gives no such proof.
+    """
+    try:
+        if is_remote(path):
+            _with_os_errors(lambda tf: tf.io.gfile.stat(path))
+        else:
+            os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def holds_anything(directory: str) -> bool:
+    """Tells whether a directory is there and not empty, as a mount point is."""
+    try:
+        if is_remote(directory):
+            return _with_os_errors(lambda tf: tf.io.gfile.isdir(directory))
+        with os.scandir(directory) as entries:
+            return any(entries)
+    except OSError:
+        return False
+
+
 def list_glob(pattern: str) -> list[str]:
     """Returns the sorted paths that match.
 
@@ -124,5 +152,8 @@ def _with_os_errors(call: Callable[[Any], Any]) -> Any:
 
     try:
         return call(tf)
+    except tf.errors.NotFoundError as error:
+        text = f"NotFoundError: {error.message}"
+        raise FileNotFoundError(text) from error
     except tf.errors.OpError as error:
         raise OSError(f"{type(error).__name__}: {error.message}") from error

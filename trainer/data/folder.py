@@ -42,6 +42,10 @@ class FileStorage:
         with files.open_binary(path) as file:
             return file.read()
 
+    def is_gone(self, index: int) -> bool:
+        path = files.join(self._root, self._names[index])
+        return files.is_missing(path) and files.holds_anything(self._root)
+
     def graph_reader(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         import tensorflow as tf
 

@@ -36,6 +36,12 @@ class Storage(Protocol):
           BadImage: its checksum is wrong.
         """
 
+    def is_gone(self, index: int) -> bool:
+        """Tells whether a file is missing by itself, and not its whole root.
+
+        A disk that is not mounted is another matter than a file removed.
+        """
+
     def graph_reader(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Returns two functions for graphs, of which the second is parallel.
 

@@ -26,7 +26,7 @@ class Quarantine:
 
     def __init__(self, max_bad_fraction: float = 0.01) -> None:
         """Starts without any; `max_bad_fraction` of all files may be bad."""
-        self.failure: errors.DataError | None = None
+        self.failure: errors.TrainerError | None = None
         self._max_bad_fraction = max_bad_fraction
         self._reasons: dict[str, str] = {}
         self._num_good = 0
@@ -97,8 +97,8 @@ class Quarantine:
 
     def fail(self, message: str) -> errors.DataError:
         """Keeps the reason why reading cannot go on, and returns it."""
-        self.failure = errors.DataError(message)
-        return self.failure
+        failure = self.failure = errors.DataError(message)
+        return failure
 
     def summary(self) -> str:
         """Says how many are bad and names some; "" if none is."""
@@ -143,7 +143,7 @@ def own_failure(quarantine: Quarantine) -> Iterator[None]:
     """Reads within it end with our error, not with what TensorFlow makes of it.
 
     Raises:
-      DataError: the reason why reading ended.
+      TrainerError: the reason why reading ended.
     """
     try:
         yield
@@ -160,7 +160,7 @@ def told_at_the_end(quarantine: Quarantine) -> Iterator[None]:
     """Tells of the files that were not used when it is left.
 
     Raises:
-      DataError: the reason why reading ended, if it did.
+      TrainerError: the reason why reading ended, if it did.
     """
     try:
         with own_failure(quarantine):

@@ -3,7 +3,7 @@
 A file whose header is fine may still turn out damaged when it is decoded. The
 next good image of its class takes its place, every time, so that the batches
 remain a function of seed, step and files, whether the data are streamed or kept
-in memory.
+in memory. What cannot be read at the moment is waited for.
 """
 
 import os
@@ -14,17 +14,17 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from trainer.data import dataset, decoding, stream_options
+from trainer import errors
+from trainer.data import dataset, decoding, patience, stream_options
 from trainer.data.array_dataset import ArrayDataset, aligned_empty
 from trainer.data.headers import BadImage
 from trainer.data.images import ImageList
 from trainer.data.quarantine import own_failure
+from trainer.data.replacement import Replacements
 
 _REMOTE_READS = 64
 _BATCH_IN_ORDER = 256
 _SECS_BETWEEN_REPORTS = 10.0
-_READ_ATTEMPTS = 4
-_FIRST_WAIT_SECS = 0.25
 
 
 class StreamedDataset:
@@ -50,6 +50,7 @@ class StreamedDataset:
         self.quarantine = images.quarantine
         self.sample_shape = sample_shape
         self.resize = resize
+        self._replacements = Replacements(images.labels)
         numbers = decoding.choose(
             images.formats,
             images.heights,
@@ -80,14 +81,15 @@ class StreamedDataset:
 
         Raises:
           DataError: too many of them are bad.
+          StorageError: one of them could not be read for minutes.
         """
         return np.stack([self._read_or_replace(int(i)) for i in indices])
 
     def reader(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """Returns a function for graphs: int64 [B] -> uint8 samples [B, ...].
 
-        It decodes in parallel; if anything fails, it does so again, one image
-        at a time, to see which one it is.
+        It decodes in parallel. What fails is read again, with patience, and
+        replaced if it is bad; the next time, its replacement is read at once.
         """
         fetch, load = self.images.storage.graph_reader()
         with tf.device("CPU:0"):
@@ -97,37 +99,51 @@ class StreamedDataset:
         if self.images.storage.is_remote:
             parallel_calls = max(parallel_calls, _REMOTE_READS)
 
-        def read_one(index: tf.Tensor, fetched: tf.Tensor) -> tf.Tensor:
+        def read_one(
+            place: tf.Tensor, index: tf.Tensor, fetched: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor]:
             content = load(fetched)
             size = tf.cast(tf.strings.length(content), tf.int64)
             # No assertion: an op with an effect would not run in parallel
             # where determinism is asked for. What is empty does not decode.
             is_same = size == tf.gather(num_bytes, index)
             content = tf.where(is_same, content, "")
-            return self._decode(content, tf.gather(choices, index))
+            return place, self._decode(content, tf.gather(choices, index))
 
         def read(indices: tf.Tensor) -> tf.Tensor:
             size = indices.shape[0]
             shape = [size, *self.sample_shape]
-            whole = tf.data.Dataset.from_tensors(indices)
-            quickly = (
-                tf.data.Dataset.from_tensor_slices((indices, fetch(indices)))
-                .map(read_one, num_parallel_calls=parallel_calls)
-                .batch(size, drop_remainder=True)
-                .ignore_errors()
+            indices = tf.ensure_shape(
+                tf.numpy_function(
+                    self._replacements.apply, [indices], tf.int64
+                ),
+                [size],
             )
-            carefully = whole.map(
-                lambda indices: tf.ensure_shape(
-                    tf.numpy_function(self.at, [indices], tf.uint8),
-                    shape,
+            places = tf.range(size, dtype=tf.int64)
+            nothing = tf.data.Dataset.from_tensors(
+                (places[:0], tf.zeros([0, *self.sample_shape], tf.uint8))
+            )
+            # Those that can be read, and their places in the batch.
+            places, samples = (
+                tf.data.Dataset.from_tensor_slices(
+                    (places, indices, fetch(indices))
                 )
-            )
-            return (
-                quickly.concatenate(carefully)
+                .map(read_one, num_parallel_calls=parallel_calls)
+                .ignore_errors()
+                .batch(size)
+                .concatenate(nothing)
                 .take(1)
                 .with_options(stream_options.ordered())
                 .get_single_element()
             )
+            samples = tf.cond(
+                tf.size(places) == size,
+                lambda: samples,
+                lambda: tf.numpy_function(
+                    self._complete, [indices, places, samples], tf.uint8
+                ),
+            )
+            return tf.ensure_shape(samples, shape)
 
         return read
 
@@ -136,6 +152,7 @@ class StreamedDataset:
 
         Raises:
           DataError: too many of them are bad.
+          StorageError: one of them could not be read for minutes.
         """
         count = len(self.labels)
         read = self.reader()
@@ -176,12 +193,20 @@ class StreamedDataset:
         )
 
     def read_encoded(self, index: int) -> bytes:
-        """Returns an encoded image; a busy server is asked again.
+        """Returns an encoded image, which is waited for in an outage.
 
         Raises:
-          BadImage: it cannot be read.
+          BadImage: it has been changed or removed.
+          StorageError: it could not be read for minutes.
         """
-        content = self._read_patiently(index)
+        storage = self.images.storage
+        content = patience.read(
+            storage.name(index),
+            lambda: storage.read(index),
+            lambda: storage.is_gone(index),
+        )
+        if content is None:
+            raise BadImage("it was removed after the start")
         if len(content) != self.images.num_bytes[index]:
             raise BadImage("it has changed since the start")
         return content
@@ -197,7 +222,7 @@ class StreamedDataset:
                 return self._decode(
                     tf.constant(content), tf.constant(self._choices[index])
                 ).numpy()
-        except tf.errors.OpError as error:
+        except tf.errors.InvalidArgumentError as error:
             raise BadImage(_brief(error)) from error
 
     def _decode(self, content: tf.Tensor, choice: tf.Tensor) -> tf.Tensor:
@@ -209,31 +234,37 @@ class StreamedDataset:
             resize=self.resize,
         )
 
+    def _complete(
+        self, indices: np.ndarray, places: np.ndarray, samples: np.ndarray
+    ) -> np.ndarray:
+        """Returns a batch, given its samples at some of its places."""
+        batch = np.empty((len(indices), *self.sample_shape), np.uint8)
+        batch[places] = samples
+        for place in np.setdiff1d(np.arange(len(indices)), places):
+            batch[place] = self._read_or_replace(int(indices[place]))
+        return batch
+
     def _read_or_replace(self, index: int) -> np.ndarray:
-        same_class = np.flatnonzero(self.labels == self.labels[index])
-        first = int(np.searchsorted(same_class, index))
-        for candidate in np.roll(same_class, -first):
+        bad: list[int] = []
+        [first] = self._replacements.apply(np.array([index]))
+        for candidate in self._replacements.candidates(first).tolist():
             try:
-                content = self.read_encoded(int(candidate))
-                return self.decode(int(candidate), content)
-            except BadImage as bad:
-                name = self.images.storage.name(int(candidate))
-                self.quarantine.replace(name, str(bad))
+                sample = self.decode(candidate, self.read_encoded(candidate))
+            except BadImage as reason:
+                name = self.images.storage.name(candidate)
+                self.quarantine.replace(name, str(reason))
+                bad.append(candidate)
+            except errors.StorageError as error:
+                self.quarantine.failure = error
+                raise
+            else:
+                self._replacements.note(bad, candidate)
+                return sample
         raise self.quarantine.fail(
             f"No image of class {self.labels[index]} can be decoded, and a"
             " damaged one is replaced by another of its class. Look at them"
             " with `python -m trainer.data_tools inspect`."
         )
-
-    def _read_patiently(self, index: int) -> bytes:
-        for attempt in range(_READ_ATTEMPTS):
-            try:
-                return self.images.storage.read(index)
-            except OSError as error:
-                if attempt == _READ_ATTEMPTS - 1:
-                    raise BadImage(f"it cannot be read: {error}") from error
-            time.sleep(_FIRST_WAIT_SECS * 2**attempt)
-        raise ValueError(f"{_READ_ATTEMPTS=}")
 
 
 def _brief(error: tf.errors.OpError) -> str:
