@@ -305,10 +305,75 @@ def test_two_data_sets_do_not_get_into_one_folder(folder, tmp_path):
 def test_damaged_bodies_are_not_packed(folder, tmp_path):
     path = folder / "cat" / "0003.jpg"
     path.write_bytes(image_files.damage(path.read_bytes()))
-    result = pack(folder_stream(folder), tmp_path / "packed")
-    assert result.num_images == 19
-    assert result.bad.keys() == {"cat/0003.jpg"}
-    assert len(stream(tmp_path / "packed" / "*.tfrecord").labels) == 19
+    output = tmp_path / "packed"
+    for num_written in (4, 0):
+        source = folder_stream(folder, max_bad_fraction=0.05)
+        result = pack(source, output)
+        assert (result.num_images, result.num_written) == (19, num_written)
+        assert source.quarantine.reasons.keys() == {"cat/0003.jpg"}
+    assert len(stream(output / "*.tfrecord").labels) == 19
+
+
+def test_too_many_damaged_bodies_are_an_error_every_time(folder, tmp_path):
+    for name in ("cat/0003.jpg", "dog/0007.jpg"):
+        path = folder / name
+        path.write_bytes(image_files.damage(path.read_bytes()))
+    output = tmp_path / "packed"
+    for _ in range(2):
+        source = folder_stream(folder, max_bad_fraction=0.05)
+        with pytest.raises(errors.DataError, match="2 of 20 images"):
+            pack(source, output)
+        assert len(source.quarantine.reasons) == 2
+        with pytest.raises(errors.DataError, match="not complete"):
+            stream(output / "*.tfrecord")
+    pack(folder_stream(folder, max_bad_fraction=0.1), output)
+    assert len(stream(output / "*.tfrecord").labels) == 18
+
+
+def test_a_missing_shard_is_noticed(folder, tmp_path):
+    output = tmp_path / "packed"
+    count = pack(folder_stream(folder), output).num_shards
+    for number in (0, count - 1):
+        path = output / packed.shard_name(number, count)
+        content = path.read_bytes()
+        path.unlink()
+        with pytest.raises(errors.DataError, match=f"1 of the .*{path.name}"):
+            stream(output / "*.tfrecord")
+        path.write_bytes(content)
+    assert len(stream(output / "*.tfrecord").labels) == 20
+    (output / packed.shard_name(0, count + 1)).write_bytes(content)
+    with pytest.raises(errors.DataError, match="missing"):
+        stream(output / "*.tfrecord")
+
+
+def test_a_packed_image_that_changes_meanwhile_is_replaced(folder, tmp_path):
+    output = tmp_path / "packed"
+    pack(folder_stream(folder), output)
+    dataset = stream(output / "*.tfrecord", max_bad_fraction=0.1)
+    path = min(output.glob("*.tfrecord"))
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    samples = dataset.at(np.arange(2))
+    np.testing.assert_array_equal(samples[0], samples[1])
+
+
+def test_shards_of_two_data_sets_are_noticed(folder, tmp_path):
+    output = tmp_path / "packed"
+    pack(folder_stream(folder), output)
+    path = output / packed.CLASSES_FILE
+    path.write_text(path.read_text().replace("20", "21"))
+    with pytest.raises(errors.DataError, match="20 images.*says 21"):
+        stream(output / "*.tfrecord")
+
+
+def test_a_class_of_which_nothing_was_packed_is_told(folder, tmp_path, caplog):
+    for path in (folder / "dog").iterdir():
+        path.write_bytes(image_files.damage(path.read_bytes()))
+    output = tmp_path / "packed"
+    pack(folder_stream(folder, max_bad_fraction=0.5), output)
+    assert stream(output / "*.tfrecord").class_names == ("cat", "dog")
+    assert "1 of 2 classes have no image: dog" in caplog.text
 
 
 @pytest.mark.parametrize("what", ["list", "shard", "other list"])

@@ -131,6 +131,17 @@ def test_prepare_keeps_originals_of_all_sizes(folder, capsys):
     assert packed.storage.read(index) == content
 
 
+def test_prepare_tells_what_is_left_out_every_time(folder, capsys):
+    path = folder / "dog" / "0001.jpg"
+    path.write_bytes(image_files.damage(path.read_bytes()))
+    arguments = ["prepare", f"--dataset=folder:{folder}", "--output=packed"]
+    for fraction, exit_code in (("0.01", 3), ("0.01", 3), ("0.1", 0)):
+        limit = f"--max_bad_fraction={fraction}"
+        assert run(*arguments, limit) == exit_code
+        out = capsys.readouterr().out
+        assert "left out   1\n  dog/0001.jpg: jpeg::Uncompress failed" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -138,6 +149,10 @@ def test_prepare_keeps_originals_of_all_sizes(folder, capsys):
         (["pack"], "'pack' is no command"),
         (["prepare", "--dataset=folder:x"], "--output is missing"),
         (["prepare", "--output=x"], "digits is in memory"),
+        (
+            ["prepare", "--dataset=folder:x", "--output=gs://bucket/x"],
+            "--output=gs://bucket/x is a URL",
+        ),
         (["inspect", "--output=x"], "Unknown command line flag 'output'"),
         (["inspect", "--epochs=2"], "Unknown command line flag 'epochs'"),
         (["inspect", "--image_size=x"], "--image_size=x is not valid"),

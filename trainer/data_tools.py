@@ -182,8 +182,13 @@ def _prepare(data_config: config.Config, given: _Prepare) -> int:
             "--output is missing: the folder to write the shards to."
         )
     from trainer import assembly, data
-    from trainer.data import packing
+    from trainer.data import files, packing
 
+    if files.is_remote(given.output):
+        raise errors.UsageError(
+            f"--output={given.output} is a URL; `prepare` writes to a folder of"
+            " this machine. Choose one, and copy it to the bucket afterwards."
+        )
     if data_config.dataset in data.ARRAYS:
         raise errors.UsageError(
             f"--dataset={data_config.dataset} is in memory at once anyway."
@@ -197,15 +202,17 @@ def _prepare(data_config: config.Config, given: _Prepare) -> int:
     if not as_samples:
         # They are decoded to see whether they can be; to what is all the same.
         wanted = dataclasses.replace(wanted, image_size=_TRIAL_SIZE)
-    result = packing.pack(
-        data.as_stream(images, wanted),
-        Path(given.output),
-        shard_bytes=given.shard_mib * _MIB,
-        as_samples=as_samples,
-    )
-    for name, reason in result.bad.items():
-        images.quarantine.replace(name, reason)
-    _print_bad(images.quarantine)
+    try:
+        result = packing.pack(
+            data.as_stream(images, wanted),
+            Path(given.output),
+            shard_bytes=given.shard_mib * _MIB,
+            as_samples=as_samples,
+        )
+    except errors.DataError:
+        _print_bad(images.quarantine, "left out")
+        raise
+    _print_bad(images.quarantine, "left out")
     print(
         f"{result.num_images:,} images in {result.num_shards} shard(s),"
         f" {result.num_written} of them new. Use them with\n"
@@ -219,9 +226,9 @@ def _print(pairs: Iterable[tuple[str, str]]) -> None:
         print(f"{what:<10} {value}", flush=True)
 
 
-def _print_bad(quarantine: "Quarantine") -> None:
+def _print_bad(quarantine: "Quarantine", title: str = "not used") -> None:
     reasons = quarantine.reasons
-    print(f"{'not used':<10} {len(reasons):,}")
+    print(f"{title:<10} {len(reasons):,}")
     for name, reason in reasons.items():
         print(f"  {name}: {reason}")
 

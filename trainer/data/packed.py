@@ -2,11 +2,13 @@
 
 DIR/shard-00000-of-00012.tfrecord   the images
 DIR/shard-00000-of-00012.npy        where they are: one row each
+DIR/shard-00000-of-00012.bad.json   the names of those left out, and why
 DIR/classes.json                    the names of the classes; written last
 """
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +46,11 @@ def list_path(shard_path: str) -> str:
     return f"{shard_path.removesuffix('.tfrecord')}.npy"
 
 
+def left_out_path(shard_path: str) -> str:
+    """Returns the path of the names of what is not in a shard."""
+    return f"{shard_path.removesuffix('.tfrecord')}.bad.json"
+
+
 def is_packed(paths: Sequence[str]) -> bool:
     """Tells whether the shards are what `prepare` wrote, all in one folder.
 
@@ -72,10 +79,11 @@ def read_lists(
     """Returns all images as (place, label, bytes, crc, header), and classes.
 
     Raises:
-      DataError: a list is missing or does not fit its shard.
+      DataError: a shard is missing, or a list is or does not fit its shard.
     """
     folder = paths[0].rpartition("/")[0] or "."
-    class_names = _read_json(files.join(folder, CLASSES_FILE))["classes"]
+    contents = _read_json(files.join(folder, CLASSES_FILE))
+    _check_numbers(folder, paths)
     entries = []
     for number, path in enumerate(paths):
         for row in _read_rows(path):
@@ -89,7 +97,39 @@ def read_lists(
                 *(image_start, image_bytes),
             )
             entries.append((place, label, image_bytes, crc, header))
-    return entries, tuple(class_names)
+    if len(entries) != contents["num_images"]:
+        raise errors.DataError(
+            f"The lists in {folder} have {len(entries):,} images, and"
+            f" {CLASSES_FILE} says {contents['num_images']:,}: they are of"
+            " different data sets. Fetch all of it again, or run `prepare`"
+            " again, into another folder."
+        )
+    return entries, tuple(contents["classes"])
+
+
+def _check_numbers(folder: str, paths: Sequence[str]) -> None:
+    """Refuses a part of the shards: it would be another data set."""
+    names = {path.rpartition("/")[2] for path in paths}
+    counts = {
+        int(match[1])
+        for name in names
+        if (match := re.fullmatch(r"shard-\d+-of-(\d+)\.tfrecord", name))
+    }
+    count = max(counts, default=0)
+    expected = {shard_name(number, count) for number in range(count)}
+    if missing := sorted(expected - names):
+        raise errors.DataError(
+            f"{len(missing):,} of the {count:,} shards in {folder} are missing:"
+            f" {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}."
+            " Fetch them again, or run the same `prepare` command again, and"
+            " have the pattern of --dataset match all of them."
+        )
+    if others := sorted(names - expected):
+        raise errors.DataError(
+            f"{others[0]} in {folder} is no shard of the {count:,} that"
+            " `prepare` wrote. Remove it, or have the pattern of --dataset"
+            " match the others only."
+        )
 
 
 def _read_rows(shard_path: str) -> list[tuple[int, ...]]:

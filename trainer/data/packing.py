@@ -5,8 +5,8 @@ that turn and from buckets; and where each image lies is written beside it, so
 that training starts at once. The order is kept: the batches are the same, to
 the last bit, as those of the source.
 
-A shard appears when it is complete. The same command again goes on with the
-shards that are missing.
+A shard appears when it is complete, after the names of the images that were
+left out of it. The same command again goes on with the shards that are missing.
 """
 
 import dataclasses
@@ -45,13 +45,11 @@ class Result:
       num_images: in all shards.
       num_shards: of them.
       num_written: shards that were not there before.
-      bad: why images were left out of these, by name.
     """
 
     num_images: int
     num_shards: int
     num_written: int
-    bad: dict[str, str]
 
 
 def pack(
@@ -63,7 +61,8 @@ def pack(
 ) -> Result:
     """Writes the shards that are missing, and then the names of the classes.
 
-    Every image is decoded once, and left out if that fails.
+    Every image is decoded once, and left out if that fails; the source's
+    quarantine then has it, in later calls as well.
 
     Args:
       source: what to pack.
@@ -73,7 +72,8 @@ def pack(
         originals.
 
     Raises:
-      StorageError: the folder cannot be written.
+      DataError: too many images are left out; nobody can use the folder then.
+      StorageError: the folder cannot be written, or the source not be read.
       UsageError: it holds another data set.
     """
     count = len(source.labels)
@@ -83,18 +83,21 @@ def pack(
     num_shards = min(count, max(1, -(-total_bytes // shard_bytes)))
     atomic_file.make_directory(output)
     _check_plan(source, output, num_shards, as_samples)
-    bad: dict[str, str] = {}
     num_images = num_written = 0
     with tqdm.tqdm(total=count, unit=" images") as progress:
         for number in range(num_shards):
             start = count * number // num_shards
             end = count * (number + 1) // num_shards
             path = output / packed.shard_name(number, num_shards)
-            if not path.exists():
-                _write_shard(source, path, range(start, end), as_samples, bad)
+            bad_path = pathlib.Path(packed.left_out_path(str(path)))
+            if not (path.exists() and bad_path.exists()):
+                _write_shard(source, path, range(start, end), as_samples)
                 num_written += 1
+            for name, reason in json.loads(bad_path.read_bytes()).items():
+                source.quarantine.add(name, reason)
             num_images += len(np.load(packed.list_path(str(path))))
             progress.update(end - start)
+    source.quarantine.check(num_images)
     names = {"classes": source.class_names, "num_images": num_images}
     atomic_file.write_bytes(
         output / packed.CLASSES_FILE, json.dumps(names, indent=2).encode()
@@ -103,7 +106,6 @@ def pack(
         num_images=num_images,
         num_shards=num_shards,
         num_written=num_written,
-        bad=bad,
     )
 
 
@@ -138,10 +140,10 @@ def _write_shard(
     path: pathlib.Path,
     indices: range,
     as_samples: bool,
-    bad: dict[str, str],
 ) -> None:
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     rows: list[tuple[int, ...]] = []
+    bad: dict[str, str] = {}
     try:
         with open(temporary, "xb") as file:
             for item in _pack_all(source, indices, as_samples, bad):
@@ -154,6 +156,8 @@ def _write_shard(
         np.save(buffer, np.array(rows, packed.ROW), allow_pickle=False)
         list_path = pathlib.Path(packed.list_path(str(path)))
         atomic_file.write_bytes(list_path, buffer.getvalue())
+        bad_path = pathlib.Path(packed.left_out_path(str(path)))
+        atomic_file.write_bytes(bad_path, json.dumps(bad, indent=2).encode())
         # Last, because a shard that exists is complete.
         os.rename(temporary, path)
         atomic_file.fsync_directory(path.parent)

@@ -46,12 +46,16 @@ def list_images(
         )
     if packed.is_packed(paths):
         entries, class_names = packed.read_lists(paths)
-        return record_storage.make_list(
+        quarantine = Quarantine(wanted.max_bad_fraction)
+        quarantine.check(len(entries))
+        image_list = record_storage.make_list(
             paths,
             [images.Entry(Place(*place), *rest) for place, *rest in entries],
             class_names=class_names,
-            quarantine=Quarantine(wanted.max_bad_fraction),
+            quarantine=quarantine,
         )
+        images.warn_of_empty_classes(image_list)
+        return image_list
     return record_scan.scan_shards(
         [record_scan.Shard(path) for path in paths], wanted=wanted
     )
