@@ -44,6 +44,17 @@ def test_labels_are_the_sub_folders_in_alphabetical_order(tmp_path):
     assert images.class_names == ("cat", "dog")
 
 
+def test_an_empty_sub_folder_is_told(tmp_path, caplog):
+    write(tmp_path, "cat/1.png", "dog/2.png")
+    assert list_images(tmp_path).class_names == ("cat", "dog")
+    assert not caplog.records
+    (tmp_path / "bird" / "deep").mkdir(parents=True)
+    (tmp_path / ".cache").mkdir()
+    assert list_images(tmp_path).class_names == ("cat", "dog")
+    assert "1 sub-folder(s)" in caplog.text
+    assert "make no class: bird." in caplog.text
+
+
 def test_without_sub_folders_all_are_of_one_class(tmp_path):
     write(tmp_path, "2.png", "1.png")
     images = list_images(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 
 from tests import idx_files, image_files
 from trainer import command_line, config, data, data_tools
+from trainer.data import inspection
 
 ROOT = pathlib.Path(config.__file__).parent.parent
 
@@ -53,7 +54,7 @@ def test_as_a_command(folder, tmp_path):
     assert found["channels"] == "80 colours"
     assert (found["classes"], found["40"]) == ("2", "dog")
     assert found["samples"] == "80 of 32x32x3"
-    assert found["decoding"].endswith("images/s on this machine")
+    assert found["decoding"].startswith("too few images to tell")
     assert found["digest"].startswith("images:")
     assert "not used   0" in result.stdout
     grid = np.asarray(PIL.Image.open(tmp_path / "inspect.png"))
@@ -78,6 +79,15 @@ def test_what_is_wrong_is_listed_in_full_and_exits_3(folder, capsys):
     assert "training would exit with code 3" in out
     allowed = "--max_bad_fraction=0.5"
     assert run("inspect", f"--dataset=folder:{folder}", allowed) == 0
+
+
+def test_the_rate_is_without_the_first_batch(monkeypatch):
+    secs = iter([100.0, 102.0, 104.0])
+    monkeypatch.setattr(inspection.time, "monotonic", lambda: next(secs))
+    clock = inspection._Clock()
+    batches = [np.zeros([size, 2]) for size in (256, 300, 100)]
+    assert len(list(clock.time(batches))) == 3
+    assert clock.describe() == "100 images/s on this machine"
 
 
 def test_sizes_that_differ_are_told_before_the_error(folder, capsys):
@@ -154,6 +164,8 @@ def test_prepare_tells_what_is_left_out_every_time(folder, capsys):
             "--output=gs://bucket/x is a URL",
         ),
         (["inspect", "--output=x"], "Unknown command line flag 'output'"),
+        (["inspect", "--picture=no/x.png"], "--picture=no/x.png cannot be"),
+        (["inspect", "--picture=."], "--picture=. cannot be written"),
         (["inspect", "--epochs=2"], "Unknown command line flag 'epochs'"),
         (["inspect", "--image_size=x"], "--image_size=x is not valid"),
         (["inspect", "x"], "'x' is not a flag"),

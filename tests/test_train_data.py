@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from tests import image_files, runs
-from trainer import errors, train
+from trainer import assembly, errors, train
 from trainer.config import Config
 from trainer.heartbeat import Heartbeat
 
@@ -142,6 +142,24 @@ def test_too_much_of_it_stops_before_training_or_in_the_middle(tmp_path):
                 data_memory_mib=data_memory_mib,
             )
     assert not (tmp_path / "memory").exists()
+
+
+def test_split_and_max_pixels_arrive_at_the_data(folder, tmp_path):
+    for part in ("train", "test"):
+        image_files.write_folder(tmp_path / part, 3 if part == "train" else 1)
+    large = image_files.encode(image_files.pixels(0, 50, 60))
+    (tmp_path / "train" / "cat" / "large.png").write_bytes(large)
+    config = Config(
+        dataset=f"folder:{tmp_path}",
+        split="train",
+        model="dcgan",
+        max_pixels=2000,
+        max_bad_fraction=0.5,
+    )
+    dataset = assembly.load_data(config.resolve())
+    assert len(dataset.labels) == 6
+    [(name, reason)] = dataset.quarantine.reasons.items()
+    assert name == "cat/large.png" and "--max_pixels" in reason
 
 
 def test_the_run_directory_is_named_by_the_data(folder):

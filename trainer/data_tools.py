@@ -4,6 +4,7 @@ The flags of the data are those of `trainer.main`, and mean the same.
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -119,7 +120,17 @@ def run(argv: Sequence[str]) -> int:
     return _prepare(data_config.resolve(), given)
 
 
+def _check_picture(picture: Path) -> None:
+    """Refuses now what cannot be written after all has been decoded."""
+    if not os.access(picture.parent, os.W_OK) or picture.is_dir():
+        raise errors.UsageError(
+            f"--picture={picture} cannot be written: it must be a file in a"
+            " folder that exists. Make the folder, or choose another one."
+        )
+
+
 def _inspect(data_config: config.Config, picture: Path) -> int:
+    _check_picture(picture)
     # Here, because the imports take seconds.
     from trainer import assembly, data
     from trainer.data import inspection

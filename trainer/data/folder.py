@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
 import google_crc32c
+from absl import logging
 
 from trainer import errors
 from trainer.data import files, headers, images
@@ -82,6 +83,8 @@ def list_images(path: str, *, data_dir: str | None, wanted: Wanted) -> Any:
     quarantine = Quarantine(wanted.max_bad_fraction)
     if labels_text is None:
         class_of, class_names = _label_by_folder(root, found)
+        if not files.is_remote(root):  # There, folders are parts of names.
+            _warn_of_empty_folders(root, found)
     else:
         class_of, class_names = _label_by_table(
             files.join(root, LABELS_FILE), labels_text, found, quarantine
@@ -193,6 +196,25 @@ def _label_by_folder(
         for file in found
         if "/" in file.name
     }, tuple(folders)
+
+
+def _warn_of_empty_folders(root: str, found: list[_Found]) -> None:
+    """Names the sub-folders that make no class, because no file is in them."""
+    with os.scandir(root) as entries:
+        folders = {
+            entry.name
+            for entry in entries
+            if entry.is_dir(follow_symlinks=False)
+            and not _is_ignored(entry.name)
+        }
+    if empty := sorted(folders - {f.name.split("/")[0] for f in found}):
+        logging.warning(
+            "%d sub-folder(s) of %s hold no file and make no class: %s%s.",
+            len(empty),
+            root,
+            ", ".join(empty[:5]),
+            ", ..." if len(empty) > 5 else "",
+        )
 
 
 def _read_labels(root: str) -> str | None:

@@ -59,13 +59,12 @@ def describe_classes(dataset: Dataset | ImageList) -> Iterator[tuple[str, str]]:
 def describe_samples(dataset: Dataset) -> Iterator[tuple[str, str]]:
     """Yields (what, value) of all samples, which it decodes, in words."""
     streams = isinstance(dataset, StreamedDataset)
-    start_secs = time.monotonic()
+    clock = _Clock()
     statistics = _Statistics(
-        dataset.in_order()
+        clock.time(dataset.in_order())
         if isinstance(dataset, StreamedDataset)
         else _chunks(dataset)
     )
-    secs = time.monotonic() - start_secs
     count = len(dataset.labels)
     shape = dataset_lib.shape_text(dataset.sample_shape)
     yield "samples", f"{count:,} of {shape}"
@@ -73,8 +72,36 @@ def describe_samples(dataset: Dataset) -> Iterator[tuple[str, str]]:
     num_bytes = count * int(np.prod(dataset.sample_shape))
     yield "in memory", f"{num_bytes / 2**20:,.1f} MiB as uint8"
     if streams:
-        yield "decoding", f"{count / secs:,.0f} images/s on this machine"
+        yield "decoding", clock.describe()
     yield "digest", dataset.digest()
+
+
+class _Clock:
+    """Measures how fast batches come, without the first.
+
+    That one has to wait until TensorFlow has built the pipeline.
+    """
+
+    def __init__(self) -> None:
+        self._num_timed = 0
+        self._secs = 0.0
+
+    def time(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yields the batches [b, ...] and looks at the clock."""
+        start_secs = None
+        for batch in batches:
+            if start_secs is None:
+                start_secs = time.monotonic()
+            else:
+                self._num_timed += len(batch)
+                self._secs = time.monotonic() - start_secs
+            yield batch
+
+    def describe(self) -> str:
+        if not self._num_timed:
+            return "too few images to tell how fast it is"
+        rate = self._num_timed / self._secs
+        return f"{rate:,.0f} images/s on this machine"
 
 
 class _Statistics:
