@@ -1,6 +1,8 @@
 """Streaming gives what memory gives, bad files or not."""
 
 import itertools
+import threading
+import time
 
 import numpy as np
 import PIL.Image
@@ -176,6 +178,43 @@ def test_the_order_is_independent_of_the_threads(root, monkeypatch):
     usual = batches(stream(root), 8)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(16))
     assert_same(batches(stream(root), 8), usual)
+
+
+def test_reads_wait_together_and_the_slow_ones_keep_their_places(
+    root, monkeypatch
+):
+    dataset = stream(root)
+    count = len(dataset.labels)
+    [(expected, _)] = batches(dataset, 1, global_batch_size=count)
+    storage = dataset.images.storage
+    # None gets an answer before all have asked, and the first the last one.
+    everybody = threading.Barrier(count)
+
+    def answer(index):
+        everybody.wait(timeout=20)
+        time.sleep(0.005 * float(count - places[index]))
+        return storage.read(index)
+
+    def load(index):
+        return tf.ensure_shape(
+            tf.numpy_function(answer, [index], tf.string, stateful=False), []
+        )
+
+    indices = pipeline.example_indices(
+        0,
+        tf.range(count),
+        num_examples=count,
+        global_batch_size=count,
+        seed=3,
+    )
+    places = np.argsort(indices.numpy())
+    monkeypatch.setattr(storage, "is_remote", True)
+    monkeypatch.setattr(storage, "graph_reader", lambda: (tf.identity, load))
+    monkeypatch.setattr(
+        dataset, "_complete", lambda *_: pytest.fail("some had to wait")
+    )
+    [(samples, _)] = batches(dataset, 1, global_batch_size=count)
+    np.testing.assert_array_equal(samples, expected)
 
 
 def test_a_damaged_body_is_replaced_by_the_next_good_one_of_its_class(

@@ -56,6 +56,11 @@ class ArrayDataset:
         """Of one sample, such as (H, W, C)."""
         return self.samples.shape[1:]
 
+    @property
+    def num_threads(self) -> int | None:
+        """None: it is in memory."""
+        return None
+
     def at(self, indices: np.ndarray) -> np.ndarray:
         """Returns the samples at some places."""
         return self.samples[indices]

@@ -54,6 +54,10 @@ class Dataset(Protocol):
     def sample_shape(self) -> tuple[int, ...]:
         """Of one sample, such as (H, W, C)."""
 
+    @property
+    def num_threads(self) -> int | None:
+        """What `reader` needs; None: as many as there are processors."""
+
     def at(self, indices: np.ndarray) -> np.ndarray:
         """Returns the samples at some places, uint8 [B, ...]."""
 

@@ -1,9 +1,9 @@
 """Packs a data set into TFRecord files, once, for many runs.
 
-One large file is read many times faster than a thousand small ones from disks
-that turn and from buckets; and where each image lies is written beside it, so
-that training starts at once. The order is kept: the batches are the same, to
-the last bit, as those of the source.
+A few large files are copied many times faster than a million small ones; and
+where each image lies is written beside them, so that training starts at once.
+The order is kept: the batches are the same, to the last bit, as those of the
+source, if none of its images is damaged.
 
 A shard appears when it is complete, after the names of the images that were
 left out of it. The same command again goes on with the shards that are missing.

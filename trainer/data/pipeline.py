@@ -147,7 +147,9 @@ def training_batches(
     )
     # Endless, so that no replica has to check at every step for the end.
     elements = tf.data.Dataset.counter(first_step * len(local_replicas))
-    batches = elements.map(make_batch).with_options(stream_options.ordered())
+    batches = elements.map(make_batch).with_options(
+        stream_options.ordered(num_threads=dataset.num_threads)
+    )
     return batches.prefetch(_PREFETCHED_STEPS * len(local_replicas))
 
 

@@ -3,9 +3,18 @@
 import tensorflow as tf
 
 
-def ordered() -> tf.data.Options:
-    """Returns options for elements whose places mean something."""
+def ordered(*, num_threads: int | None = None) -> tf.data.Options:
+    """Returns options for elements whose places mean something.
+
+    Args:
+      num_threads: for an outermost data set, whose functions and the data sets
+        within these share them; None: TensorFlow's, as many as processors,
+        which is the limit of what runs at once whatever `num_parallel_calls`
+        says.
+    """
     options = tf.data.Options()
+    if num_threads is not None:
+        options.threading.private_threadpool_size = num_threads
     # The elements are addressed to replicas already; sharding would have each
     # worker skip some.
     options.experimental_distribute.auto_shard_policy = (

@@ -61,6 +61,11 @@ class StreamedDataset:
         self._decoders = tuple(decoders.tolist())
 
     @property
+    def num_threads(self) -> int | None:
+        """Threads to read with, if each waits for a server most of the time."""
+        return _REMOTE_READS if self.images.storage.is_remote else None
+
+    @property
     def memory_bytes(self) -> int:
         """What the samples take when all of them are decoded."""
         return len(self.labels) * int(np.prod(self.sample_shape))
@@ -96,8 +101,7 @@ class StreamedDataset:
             choices = tf.constant(self._choices, tf.int32)
             num_bytes = tf.constant(self.images.num_bytes, tf.int64)
         parallel_calls = len(os.sched_getaffinity(0)) * 2
-        if self.images.storage.is_remote:
-            parallel_calls = max(parallel_calls, _REMOTE_READS)
+        parallel_calls = max(parallel_calls, self.num_threads or 0)
 
         def read_one(
             place: tf.Tensor, index: tf.Tensor, fetched: tf.Tensor
@@ -163,7 +167,9 @@ class StreamedDataset:
 
         starts = tf.data.Dataset.range(0, count, _BATCH_IN_ORDER)
         batches = starts.map(read_from).prefetch(1)
-        batches = batches.with_options(stream_options.ordered())
+        batches = batches.with_options(
+            stream_options.ordered(num_threads=self.num_threads)
+        )
         with own_failure(self.quarantine):
             for start, batch in zip(
                 range(0, count, _BATCH_IN_ORDER),
