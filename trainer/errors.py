@@ -5,11 +5,12 @@ entry point prints the message without a traceback and exits with the code;
 anything that is not a `TrainerError` is a defect of ours and keeps its
 traceback.
 
-Codes below 128 tell a scheduler not to restart the job; after 130
-(interrupted), 142 (stalled) and 143 (preempted) the same command goes on. After
-130 and 143 the state is saved, unless a second signal came or training had not
-yet begun; for a run in a bucket, the last line tells whether it is there or on
-this machine's disk only. After 142 it is the newest checkpoint's.
+Codes 2 to 6 tell a scheduler not to restart the job; 7 may be mended by another
+machine. After 130 (interrupted), 142 (stalled) and 143 (preempted) the same
+command goes on. After 130 and 143 the state is saved, unless a second signal
+came or training had not yet begun; for a run in a bucket, the last line tells
+whether it is there or on this machine's disk only. After 142 it is the newest
+checkpoint's.
 """
 
 EXIT_INTERRUPTED = 130
