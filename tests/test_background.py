@@ -37,7 +37,9 @@ class FakeCheckpointer:
             raise self.write_error
         if self.is_saved:
             return None
-        return PendingCheckpoint(step=step, staging=None, replaces_bad=False)
+        return PendingCheckpoint(
+            step=step, staging=None, replaces_bad=False, best=None
+        )
 
     def publish(self, pending):
         assert threading.current_thread() is not threading.main_thread()
