@@ -1,7 +1,10 @@
 """The adversarial round: replicas, statistics, randomness, tracing."""
 
 import pathlib
+import random
 import resource
+import sys
+import threading
 from collections import defaultdict
 
 import keras
@@ -329,6 +332,28 @@ def test_seeds_decide_the_weights() -> None:
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(first[0], other[0])
+
+
+def test_other_threads_draws_do_not_change_the_initial_weights() -> None:
+    strategy = distribution.make_strategy("one_device", num_logical_cpus=1)
+    alone = tiny.values(tiny.build_state(strategy))
+    done = threading.Event()
+
+    def draw() -> None:
+        while not done.wait(0.0001):
+            random.randrange(sys.maxsize)  # As for the boundary of an upload.
+            random.randint(1, 6)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        beside = [tiny.values(tiny.build_state(strategy)) for _ in range(3)]
+    finally:
+        done.set()
+        thread.join()
+    for values in beside:
+        for value, other in zip(values, alone, strict=True):
+            np.testing.assert_array_equal(value, other)
 
 
 def test_waiting_for_data_is_measured() -> None:

@@ -1,6 +1,8 @@
 """Everything that training changes, in one object: what is saved is this."""
 
 import contextlib
+import random
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
@@ -69,7 +71,7 @@ class TrainState:
           ValueError: the networks share a variable or keep random state.
         """
         keras.utils.set_random_seed(seed)
-        with _dtype_policy(precision):
+        with _dtype_policy(precision), _layer_seeds(seed):
             self.generator = build_generator()
             self.discriminator = build_discriminator()
         _check_networks(self.generator, self.discriminator)
@@ -175,6 +177,28 @@ class TrainState:
         if self.penalty is not None:
             objects["penalty"] = self.penalty
         return tf.train.Checkpoint(**objects)
+
+
+@contextlib.contextmanager
+def _layer_seeds(seed: int) -> Iterator[None]:
+    """Lets the layers that this thread builds have seeds of nobody else.
+
+    Keras takes the seed of an initializer from Python's one generator. Other
+    threads draw from that, too, at any moment: Cloud Storage's client does for
+    each upload.
+    """
+    own, others = random.Random(seed), random.randint
+    builder = threading.get_ident()
+
+    def randint(low: int, high: int) -> int:
+        is_builder = threading.get_ident() == builder
+        return (own.randint if is_builder else others)(low, high)
+
+    random.randint = randint  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        random.randint = others
 
 
 @contextlib.contextmanager
