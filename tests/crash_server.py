@@ -25,10 +25,17 @@ from collections.abc import Callable
 from typing import Any
 
 import google.cloud.storage
-import tensorflow as tf
 
 from tests import tiny
-from trainer import atomic_file, data, main, models, outputs, train_step
+from trainer import (
+    atomic_file,
+    data,
+    main,
+    models,
+    outputs,
+    snapshot,
+    train_step,
+)
 from trainer.storage import lease, local
 from trainer.storage.bucket import Bucket
 from trainer.storage.mirror_checkpoints import MirrorCheckpoints
@@ -173,9 +180,9 @@ POINTS: dict[str, Callable[[_Bomb], None]] = {
         local.LocalStore, "stage", bomb, when=_is_stage
     ),
     "before the bundle": lambda bomb: _wrap(
-        tf.train.Checkpoint, "write", bomb, before=True
+        snapshot.Snapshot, "write", bomb, before=True
     ),
-    "after the bundle": lambda bomb: _wrap(tf.train.Checkpoint, "write", bomb),
+    "after the bundle": lambda bomb: _wrap(snapshot.Snapshot, "write", bomb),
     "before fsync": lambda bomb: _wrap(
         atomic_file, "fsync_file", bomb, before=True, when=_is_data
     ),

@@ -25,20 +25,24 @@ class FakeCheckpointer:
 
     def __init__(self):
         self.done = []
-        self.write_error = None
+        self.take_error = None
         self.publish_error = None
         self.is_saved = False
         self.may_publish = threading.Event()
         self.may_publish.set()
 
-    def write(self, step, host_state):
-        self.done.append(("write", step))
-        if self.write_error:
-            raise self.write_error
+    def take(self, step, host_state):
+        self.done.append(("take", step))
+        if self.take_error:
+            raise self.take_error
         if self.is_saved:
             return None
         return PendingCheckpoint(
-            step=step, staging=None, replaces_bad=False, best=None
+            step=step,
+            snapshot=None,
+            host_state=b"{}",
+            replaces_bad=False,
+            best=None,
         )
 
     def publish(self, pending):
@@ -71,10 +75,10 @@ def test_training_goes_on_while_a_save_is_published(fake):
     fake.may_publish.clear()
     with BackgroundSaver(fake) as saver:
         saver.save(1, {})
-        assert fake.done == [("write", 1)]
+        assert fake.done == [("take", 1)]
         fake.may_publish.set()
         saver.wait()
-        assert fake.done == [("write", 1), ("publish", 1)]
+        assert fake.done == [("take", 1), ("publish", 1)]
         saver.wait()
     assert saver.num_failed == 0
 
@@ -85,7 +89,7 @@ def test_the_end_waits_for_the_last_save(fake):
     with BackgroundSaver(fake) as saver:
         saver.save(1, {})
         timer.start()
-    assert fake.done == [("write", 1), ("publish", 1)]
+    assert fake.done == [("take", 1), ("publish", 1)]
 
 
 def test_one_save_waits_for_the_one_before(fake):
@@ -94,7 +98,7 @@ def test_one_save_waits_for_the_one_before(fake):
         saver.save(1, {})
         threading.Timer(0.5, fake.may_publish.set).start()
         saver.save(2, {})
-        assert fake.done[:3] == [("write", 1), ("publish", 1), ("write", 2)]
+        assert fake.done[:3] == [("take", 1), ("publish", 1), ("take", 2)]
         assert saver.standstill_secs > 0.05
 
 
@@ -133,7 +137,7 @@ def test_a_snapshot_holds_nothing_that_comes_later(tmp_path):
     np.testing.assert_array_equal(value, np.arange(10_000))
 
 
-@pytest.mark.parametrize("phase", ["write", "publish"])
+@pytest.mark.parametrize("phase", ["take", "publish"])
 def test_a_failed_save_is_told_and_training_goes_on(fake, warnings, phase):
     with BackgroundSaver(fake) as saver:
         # Never three in a row.
@@ -157,13 +161,13 @@ def test_a_failed_save_is_told_and_training_goes_on(fake, warnings, phase):
     assert all("The disk is full." in line for line in warnings)
 
 
-def test_the_third_failure_in_a_row_to_write_ends_the_run(fake):
-    fake.write_error = full()
+def test_the_third_failure_in_a_row_to_take_it_ends_the_run(fake):
+    fake.take_error = full()
     with pytest.raises(errors.StorageError) as caught:
         with BackgroundSaver(fake) as saver:
             for step in (1, 2, 3, 4):
                 saver.save(step, {})
-    assert fake.done == [("write", 1), ("write", 2), ("write", 3)]
+    assert fake.done == [("take", 1), ("take", 2), ("take", 3)]
     assert step == 3
     assert caught.value.exit_code == 6
     assert "failures in a row: 3" in str(caught.value)
@@ -180,11 +184,11 @@ def test_the_save_after_three_failures_to_publish_ends_the_run(fake):
                 saver.save(step, {})
             assert ("publish", 2) in fake.done
             saver.save(4, {})
-    assert ("write", 4) not in fake.done
+    assert ("take", 4) not in fake.done
     assert saver.num_failed == 3
 
 
-@pytest.mark.parametrize("phase", ["write", "publish"])
+@pytest.mark.parametrize("phase", ["take", "publish"])
 def test_the_end_tells_that_the_last_save_failed(fake, phase):
     setattr(fake, f"{phase}_error", full())
     with pytest.raises(errors.StorageError, match="step-000000007"):
@@ -193,18 +197,18 @@ def test_the_end_tells_that_the_last_save_failed(fake, phase):
 
 
 def test_what_is_saved_already_is_no_failure(fake):
-    fake.write_error = full()
+    fake.take_error = full()
     with BackgroundSaver(fake) as saver:
         saver.save(1, {})
-        fake.write_error = None
+        fake.take_error = None
         fake.is_saved = True
         saver.save(2, {})
         saver.wait()
-    assert fake.done == [("write", 1), ("write", 2)]
+    assert fake.done == [("take", 1), ("take", 2)]
 
 
 def test_a_state_that_may_not_be_saved_is_raised_at_once(fake):
-    fake.write_error = errors.DivergedError("kernel holds NaN")
+    fake.take_error = errors.DivergedError("kernel holds NaN")
     with BackgroundSaver(fake) as saver:
         with pytest.raises(errors.DivergedError, match="kernel"):
             saver.save(1, {})
@@ -219,7 +223,7 @@ def test_a_defect_is_raised_by_the_next_call_and_once(fake, call):
         saver.save(1, {})
         with pytest.raises(ZeroDivisionError, match="ours"):
             saver.save(2, {}) if call == "save" else saver.wait()
-        assert ("write", 2) not in fake.done
+        assert ("take", 2) not in fake.done
         saver.wait()
     assert saver.num_failed == 0
 
@@ -237,7 +241,7 @@ def test_another_error_is_not_hidden_and_hides_nothing(
         with BackgroundSaver(fake) as saver:
             saver.save(1, {})
             raise KeyError("diverged")
-    assert fake.done == [("write", 1), ("publish", 1)]
+    assert fake.done == [("take", 1), ("publish", 1)]
     # Either of the two has told it.
     assert len(lines) + len(warnings) == 1
 

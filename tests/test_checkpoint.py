@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from absl import logging
 
-from trainer import checkpoint, errors
+from trainer import checkpoint, errors, snapshot
 from trainer.storage import files, finder, manifest
 from trainer.storage.local import LocalStore
 
@@ -321,7 +321,12 @@ def test_a_saved_step_is_not_written_again(root, monkeypatch, warnings):
     assert (root / "step-000000001" / FILES[0]).stat() == before
     # Another attempt neither replaces a good one nor keeps silent about it.
     levels = []
-    monkeypatch.setattr(logging, "log", lambda *args: levels.append(args[0]))
+
+    def log(level, text, *args):
+        if text.startswith("Checkpoint"):  # Not TensorFlow's own.
+            levels.append(level)
+
+    monkeypatch.setattr(logging, "log", log)
     save_steps(root, [1], attempt="a2")
     resumed = checkpointer(root, objects, attempt="a3")
     restore_newest(root, resumed)
@@ -341,12 +346,12 @@ def test_a_bad_checkpoint_of_the_same_step_is_replaced(root, warnings, name):
     assert name in warnings[-1]
 
 
-def test_the_variables_may_change_between_write_and_publish(root):
+def test_the_variables_may_change_between_take_and_publish(root):
     objects = build(2)
     randomise(objects, seed=7)
     expected = values(objects)
     saver = checkpointer(root, objects)
-    pending = saver.write(350, {"epoch": 3})
+    pending = saver.take(350, {"epoch": 3})
     assert LocalStore(root).list_names() == []
     randomise(objects, seed=8)
     saver.publish(pending)
@@ -361,7 +366,7 @@ def test_there_is_nothing_to_publish_for_a_saved_step(root):
     save_steps(root, [1, 2])
     saver = checkpointer(root, small(), attempt="a2")
     assert saver.newest_good is None
-    assert saver.write(1, {}) is None
+    assert saver.take(1, {}) is None
     assert saver.newest_good == "step-000000001"
     restore_newest(root, saver)
     assert saver.newest_good == "step-000000002"
@@ -435,7 +440,7 @@ FULL = [
 ]
 # With the bundle, with the host state, and with the manifest.
 WRITES = [
-    (tf.train.Checkpoint, "write", 1),
+    (snapshot.Snapshot, "write", 1),
     (pathlib.Path, "write_bytes", 1),
     (pathlib.Path, "write_bytes", 2),
 ]
@@ -540,7 +545,7 @@ class Killed(BaseException):
 
 POINTS = [
     (pathlib.Path, "mkdir", 1),
-    (tf.train.Checkpoint, "write", 1),
+    (snapshot.Snapshot, "write", 1),
     (files, "describe", 1),
     *((os, "fsync", index) for index in range(1, 8)),
     (os, "rename", 1),
@@ -591,13 +596,13 @@ def test_a_failure_anywhere_in_a_save_loses_nothing(
 def test_what_tensorflow_cannot_remove_is_no_part_of_a_checkpoint(
     root, monkeypatch
 ):
-    write = tf.train.Checkpoint.write
+    write = snapshot.Snapshot.write
 
     def write_and_leave(self, prefix):
         write(self, prefix)
         os.mkdir(f"{prefix}_temp")
 
-    monkeypatch.setattr(tf.train.Checkpoint, "write", write_and_leave)
+    monkeypatch.setattr(snapshot.Snapshot, "write", write_and_leave)
     save_steps(root, [1, 2], keep=1)
     record = LocalStore(root).read_manifest("step-000000002")
     assert [file.name for file in record.files] == FILES[1:]
@@ -609,7 +614,7 @@ def test_what_tensorflow_cannot_write_is_a_storage_error(root, monkeypatch):
     def refuse(*_):
         raise tf.errors.ResourceExhaustedError(None, None, "disk is full")
 
-    monkeypatch.setattr(tf.train.Checkpoint, "write", refuse)
+    monkeypatch.setattr(snapshot.Snapshot, "write", refuse)
     with pytest.raises(errors.StorageError, match="disk is full"):
         checkpointer(root, small()).save(1, {})
     assert os.listdir(root) == []

@@ -274,6 +274,7 @@ _ALLOWED = {
     # Where checkpoints are kept.
     "background": {"checkpoint", "errors", "storage.manifest"},
     "finiteness": {"errors"},
+    "snapshot": set(),
     "generation": {"randomness"},
     "preflight": {
         "atomic_file",
@@ -289,6 +290,7 @@ _ALLOWED = {
         "errors",
         "finiteness",
         "retention",
+        "snapshot",
         "storage",
         "storage.files",
         "storage.finder",

@@ -361,7 +361,7 @@ _PHASES = {
     "while compiling": (1, 2),
     "mid-epoch": (5, 8),
     "during sampling": (2, 14),
-    "before the bundle": (2, 14),
+    "before the bundle": (2, None),
     "before fsync": (1, None),
     "before the rename": (1, None),
     "during retention": (1, None),

@@ -16,7 +16,7 @@ _MAX_FAILED_IN_A_ROW = 3
 
 
 class BackgroundSaver:
-    """Writes in the caller's thread and publishes in one of its own.
+    """Takes the state in the caller's thread and publishes it in its own.
 
     Enter it, so that the last save is finished at the end. At most one save is
     under way at a time. One that fails is logged and does not end the run, but
@@ -56,7 +56,7 @@ class BackgroundSaver:
     def save(self, step: int, host_state: dict[str, Any]) -> None:
         """Saves the state after a global step; returns before it is durable.
 
-        After it, the variables may change. See `Checkpointer.write` for the
+        After it, the variables may change. See `Checkpointer.take` for the
         arguments.
 
         Raises:
@@ -71,7 +71,7 @@ class BackgroundSaver:
             # Not a fourth time: the user must know.
             self._give_up_after(_MAX_FAILED_IN_A_ROW)
             try:
-                pending = self._checkpointer.write(step, host_state)
+                pending = self._checkpointer.take(step, host_state)
             except errors.StorageError as error:
                 self._note_failure(step, error)
                 self._give_up_after(_MAX_FAILED_IN_A_ROW)

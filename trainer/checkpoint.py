@@ -20,15 +20,17 @@ from absl import logging
 from trainer import atomic_file, errors
 from trainer.finiteness import FiniteCheck
 from trainer.retention import Retention
+from trainer.snapshot import Snapshot, Snapshots
 from trainer.storage import CheckpointStore, files, finder, manifest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PendingCheckpoint:
-    """A written state that is no checkpoint yet."""
+    """A state in memory that is no checkpoint yet."""
 
     step: int
-    staging: pathlib.Path
+    snapshot: Snapshot
+    host_state: bytes
     replaces_bad: bool
     best: str | None
 
@@ -47,7 +49,7 @@ class Checkpointer:
         keep_every_steps: int | None = None,
         scheduled_every_steps: int = 1,
     ) -> None:
-        """Touches nothing yet.
+        """Touches nothing of the store yet.
 
         Args:
             objects: All variables of the run, already created: what does not
@@ -77,6 +79,7 @@ class Checkpointer:
             config_digest=config_digest,
         )
         self._finite_check = FiniteCheck(objects)
+        self._snapshots = Snapshots(objects)
 
     @property
     def newest_good(self) -> str | None:
@@ -115,20 +118,20 @@ class Checkpointer:
         self._retention.best = stored.best
 
     def save(self, step: int, host_state: dict[str, Any]) -> None:
-        """Commits the state after a global step: `write`, then `publish`."""
-        pending = self.write(step, host_state)
+        """Commits the state after a global step: `take`, then `publish`."""
+        pending = self.take(step, host_state)
         if pending is not None:
             self.publish(pending)
 
-    def write(
+    def take(
         self, step: int, host_state: dict[str, Any]
     ) -> PendingCheckpoint | None:
-        """Takes the state as it is now to a local staging directory.
+        """Takes the state as it is now, into the host's memory.
 
         This is all that must happen between two training steps: the variables
         may change after it. It looks at each variable (`FiniteCheck` says what
-        that costs), writes it, and does not wait for the disk. If that is full,
-        it tries once more after `Retention.make_room_after`.
+        that costs) and copies what is in a GPU's memory; the disk is asked only
+        whether there is a checkpoint of this step.
 
         Args:
             step: The global step.
@@ -142,7 +145,7 @@ class Checkpointer:
             CheckpointError: If another configuration's checkpoint has the
                 name.
             DivergedError: If a variable holds a number that is not finite.
-            StorageError: If it cannot be written.
+            StorageError: If the store cannot be listed.
             ValueError: If the step is negative or the host state is too large.
         """
         name = manifest.checkpoint_name(step)
@@ -150,42 +153,44 @@ class Checkpointer:
         if replaces_bad and self._is_saved(name):
             return None
         self._finite_check.check(step)
-        try:
-            staging = self._stage(name, host_state)
-        except errors.StorageError as error:
-            if not self._retention.make_room_after(error):
-                raise
-            staging = self._stage(name, host_state)
         return PendingCheckpoint(
             step=step,
-            staging=staging,
+            snapshot=self._snapshots.take(),
+            host_state=_to_bytes(host_state),
             replaces_bad=replaces_bad,
             best=finder.best_name(host_state),
         )
 
     def publish(self, pending: PendingCheckpoint) -> None:
-        """Commits what was written, verifies it, then deletes older ones.
+        """Writes what was taken, commits and verifies it, deletes older ones.
 
         Looks at no variable. If the disk is full, it tries once more after
         `Retention.make_room_after`.
 
         Args:
-            pending: What `write` returned last; it is used up by this.
+            pending: What `take` returned last; it is used up by this.
 
         Raises:
-            StorageError: If it cannot be committed or does not read back as it
-                was written. The older ones stay, but for one to make room.
+            StorageError: If it cannot be written or committed, or does not read
+                back as it was written. The older ones stay, but for one to make
+                room.
         """
-        with self._discarded_on_error(pending.staging):
+        try:
+            staging = self._stage(pending)
+        except errors.StorageError as error:
+            if not self._retention.make_room_after(error):
+                raise
+            staging = self._stage(pending)
+        with self._discarded_on_error(staging):
             record = files.describe(
-                pending.staging,
+                staging,
                 step=pending.step,
                 attempt=self._attempt,
                 config_digest=self._config_digest,
             )
             if pending.replaces_bad:
                 self._retention.delete(record.name)
-            self._commit(pending.staging, record)
+            self._commit(staging, record)
         try:
             self._retention.verify(record.name)
         except manifest.BadCheckpointError as error:
@@ -215,17 +220,13 @@ class Checkpointer:
         )
         return True
 
-    def _stage(self, name: str, host_state: dict[str, Any]) -> pathlib.Path:
-        data = json.dumps(host_state, indent=1).encode()
-        if len(data) > finder.MAX_HOST_STATE_BYTES:
-            raise ValueError(
-                f"The host state has {len(data)} bytes; at most "
-                f"{finder.MAX_HOST_STATE_BYTES} are read back."
-            )
-        staging = self._store.stage(name, attempt=self._attempt)
+    def _stage(self, pending: PendingCheckpoint) -> pathlib.Path:
+        staging = self._store.stage(
+            manifest.checkpoint_name(pending.step), attempt=self._attempt
+        )
         with self._discarded_on_error(staging):
-            self._objects.write(str(staging / finder.BUNDLE_PREFIX))
-            (staging / finder.HOST_STATE).write_bytes(data)
+            pending.snapshot.write(str(staging / finder.BUNDLE_PREFIX))
+            (staging / finder.HOST_STATE).write_bytes(pending.host_state)
         return staging
 
     def _commit(self, staging: pathlib.Path, record: manifest.Manifest) -> None:
@@ -252,3 +253,13 @@ class Checkpointer:
                     "write", staging, error
                 ) from error
             raise
+
+
+def _to_bytes(host_state: dict[str, Any]) -> bytes:
+    data = json.dumps(host_state, indent=1).encode()
+    if len(data) > finder.MAX_HOST_STATE_BYTES:
+        raise ValueError(
+            f"The host state has {len(data)} bytes; at most "
+            f"{finder.MAX_HOST_STATE_BYTES} are read back."
+        )
+    return data
