@@ -37,7 +37,10 @@ setuptools.setup(
     packages=setuptools.find_packages(
         include=["launch", "trainer", "trainer.*"]
     ),
-    package_data={"trainer": ["recipes/*.flags"]},
+    package_data={
+        "trainer": ["recipes/*.flags"],
+        "trainer.reporting": ["page.css", "page.js"],
+    },
     install_requires=_INSTALL_REQUIRES,
     extras_require={
         # TensorFlow's own CUDA libraries, for machines with NVIDIA GPUs.
@@ -46,8 +49,11 @@ setuptools.setup(
         "vertex": ["google-cloud-aiplatform>=2.0,<3"],
         # To submit to Kubernetes; to look at what would be sent needs none.
         "kubernetes": ["kubernetes>=34,<38"],
+        # To write films as MP4.
+        "video": ["imageio-ffmpeg>=0.8,<0.9"],
         "dev": [
             "google-cloud-aiplatform>=2.0,<3",
+            "imageio-ffmpeg>=0.8,<0.9",
             "jsonschema>=4.20,<5",
             "kubernetes>=34,<38",
             "kubernetes-validate>=1.37,<2",

@@ -68,6 +68,8 @@ def test_everything_lands_in_the_bucket_and_a_new_machine_goes_on_from_it(
         "config.json",
         "environment.json",
         "metrics.jsonl",
+        "report.html",
+        "starts.jsonl",
         "samples/epoch_0001.png",
         "samples/real.png",
         "checkpoints/step-000000010/MANIFEST.json",

@@ -87,6 +87,19 @@ def test_an_interpolation_goes_round(workdir, tmp_path):
         assert gif.info["loop"] == 0
 
 
+def test_an_interpolation_can_be_an_mp4(workdir, tmp_path):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    arguments = ["--kind=interpolation", "--num_samples=3", "--num_frames=4"]
+    assert draw(workdir, tmp_path, *arguments, "--format=mp4") == 0
+    path = tmp_path / "interpolation_seed_0.mp4"
+    reader = ffmpeg.read_frames(str(path))
+    size = next(reader)["size"]
+    assert len(list(reader)) == 12
+    draw(workdir, tmp_path, *arguments)
+    with PIL.Image.open(path.with_suffix(".gif")) as gif:
+        assert gif.size == size
+
+
 def test_classes_are_rows_of_a_grid(workdir, tmp_path, conditional):
     assert draw(workdir, tmp_path, "--num_samples=3") == 0
     grid = pixels(tmp_path / "grid_seed_0.png")
@@ -114,6 +127,7 @@ def test_an_unknown_class_is_refused(workdir, tmp_path, capsys, conditional):
         (["--labels=dog"], "numbers with commas"),
         (["--num_samples=5000"], "take --kind=files"),
         (["--kind=interpolation", "--num_frames=999"], "frames in a GIF"),
+        (["--format=mp4"], "--kind=grid is no film"),
         (["--truncation=0"], "0.05"),
         (["--step=99"], "no checkpoint of step 99"),
         (["--kind=film"], "grid, files, interpolation"),

@@ -56,7 +56,8 @@ def test_the_readme_names_only_flags_that_exist() -> None:
     known |= {field.name for field in dataclasses.fields(job_spec.JobSpec)}
     known |= {"follow", "json"}  # Of the launcher.
     known |= {"output", "picture"}  # Those of data_tools.
-    known |= {"kind", "step"}  # Those of generate, evaluate and export.
+    # Those of generate, evaluate and export.
+    known |= {"format", "kind", "step"}
     known |= {"ntasks", "gpus", "signal"}  # Those of Slurm.
     for name in ("README.md", "trainer/recipes/mnist.flags"):
         used = set(re.findall(r"(?<![\w-])--([a-z0-9_]+)", _read(name)))
@@ -90,6 +91,15 @@ def test_recipes_are_in_the_package(setup_arguments: dict) -> None:
     packed = set((_ROOT / "trainer").glob(pattern))
     assert packed == set((_ROOT / "trainer" / "recipes").iterdir())
     assert _ROOT / "trainer" / "recipes" / "mnist.flags" in packed
+
+
+def test_what_the_report_is_made_of_is_in_the_package(
+    setup_arguments: dict,
+) -> None:
+    packed = setup_arguments["package_data"]["trainer.reporting"]
+    files = (_ROOT / "trainer" / "reporting").iterdir()
+    needed = {p.name for p in files if p.is_file() and p.suffix != ".py"}
+    assert set(packed) == needed == {"page.css", "page.js"}
 
 
 def test_no_placeholder_is_left() -> None:

@@ -99,7 +99,9 @@ def test_a_run_leaves_what_it_promises(
         "environment.json",
         "events",
         "metrics.jsonl",
+        "report.html",
         "samples",
+        "starts.jsonl",
     ]
     assert sorted(p.name for p in (workdir / "samples").iterdir()) == [
         "epoch_0001.png",

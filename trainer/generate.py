@@ -4,15 +4,13 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from trainer import atomic_file, command_line, errors, options
+from trainer import atomic_file, command_line, errors, options, video
 
 if TYPE_CHECKING:
-    from trainer.generation import Generation
+    from trainer.drawing import Selection
     from trainer.stored_run import StoredRun
 
 _HELP = """\
@@ -26,7 +24,7 @@ examples:
   python -m trainer.generate --workdir=runs/one --kind=files --num_samples=10000
       As many single files, sample_000000.png and so on.
   python -m trainer.generate --workdir=runs/one --kind=interpolation
-      A GIF that goes from one image to the next.
+      A GIF that goes from one image to the next; --format=mp4 for a film.
 
 Image number n is the same in every grid and however many there are: it depends
 on the seed, its class and the truncation alone.
@@ -36,10 +34,8 @@ on the seed, its class and the truncation alone.
 exit codes: 0 done, 2 usage, 4 no good checkpoint, 6 storage."""
 
 _LISTED = "`python -m trainer.generate --help` lists the flags."
-_PURPOSE = "generated samples"
-_MAX_IN_GRID = 4096
-_PER_CALL = 64
-_FRAME_MSECS = 50
+# So many fit into one picture, or one GIF, and into memory.
+_MAX_AT_ONCE = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Flags:
         False,
         "Samples",
         "grid",
-        "grid: one picture of all; files: one for each; interpolation: a GIF"
+        "grid: one picture of all; files: one for each; interpolation: a film"
         " that goes round from each sample to the next.",
         choices=("grid", "files", "interpolation"),
     )
@@ -129,6 +125,14 @@ class Flags:
         minimum=1,
         maximum=1000,
     )
+    format: str = options.declare(
+        False,
+        "Samples",
+        "gif",
+        "Of the interpolation; mp4 is smaller, has all colours, and needs"
+        " imageio-ffmpeg (the extra video).",
+        choices=("gif", "mp4"),
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -146,7 +150,9 @@ def _run(argv: Sequence[str]) -> int:
     given = Flags(**command_line.values(Flags, argv, _LISTED))
     workdir = command_line.require_workdir(given.workdir)
     command_line.configure_logging()
-    from trainer import generation, stored_run
+    if given.format == "mp4":
+        _check_video(given)
+    from trainer import drawing, generation, stored_run
 
     with contextlib.ExitStack() as stack:
         run = stored_run.open_run(workdir, given.step, stack)
@@ -154,16 +160,38 @@ def _run(argv: Sequence[str]) -> int:
         _check_images(generator.output_shape)
         labels = _labels(given, run, generation.takes_labels(generator))
         _check_count(given, labels)
-        made = generation.Generation(generator)
+        selection = drawing.Selection(
+            generation.Generation(generator),
+            seed=given.seed,
+            num_samples=given.num_samples,
+            truncation=given.truncation,
+            labels=labels,
+        )
         output = pathlib.Path(given.output or run.directory.root / "generated")
         atomic_file.make_directory(output)
-        write = {
-            "grid": _write_grid,
-            "files": _write_files,
-            "interpolation": _write_interpolation,
-        }[given.kind]
-        print(write(given, made, labels, output))
+        print(_write(given, selection, output))
     return 0
+
+
+def _write(given: Flags, selection: "Selection", output: pathlib.Path) -> str:
+    from trainer import drawing
+
+    if given.kind == "grid":
+        return drawing.write_grid(selection, output)
+    if given.kind == "files":
+        return drawing.write_files(selection, output)
+    return drawing.write_interpolation(
+        selection, output, num_frames=given.num_frames, format=given.format
+    )
+
+
+def _check_video(given: Flags) -> None:
+    if given.kind != "interpolation":
+        raise errors.UsageError(
+            f"--format=mp4 has no use: --kind={given.kind} is no film. Leave it"
+            " out, or take --kind=interpolation."
+        )
+    video.check_available()
 
 
 def _check_images(shape: tuple[int | None, ...]) -> None:
@@ -197,107 +225,18 @@ def _labels(given: Flags, run: "StoredRun", takes_labels: bool) -> list[int]:
 
 def _check_count(given: Flags, labels: list[int]) -> None:
     """Refuses what would not fit into one picture, or into memory."""
-    count, what = given.num_samples * max(len(labels), 1), "images in a grid"
+    if given.kind == "files" or given.format == "mp4":
+        return
+    count = given.num_samples * max(len(labels), 1)
+    what, remedy = "images in a grid", "--kind=files"
     if given.kind == "interpolation":
-        count, what = count * given.num_frames, "frames in a GIF"
-    if given.kind != "files" and count > _MAX_IN_GRID:
+        count *= given.num_frames
+        what, remedy = "frames in a GIF", "--format=mp4"
+    if count > _MAX_AT_ONCE:
         raise errors.UsageError(
-            f"{count:,} {what} are more than {_MAX_IN_GRID:,}. Lower"
-            " --num_samples, or take --kind=files."
+            f"{count:,} {what} are more than {_MAX_AT_ONCE:,}. Lower"
+            f" --num_samples, or take {remedy}."
         )
-
-
-def _images(
-    given: Flags, made: "Generation", label: int | None
-) -> Iterator[np.ndarray]:
-    """Yields the images of one class, some at a time: uint8 [b, H, W, C]."""
-    from trainer import samples
-
-    for start in range(0, given.num_samples, _PER_CALL):
-        count = min(_PER_CALL, given.num_samples - start)
-        latents = _latents(given, made, start, count)
-        labels = None if label is None else np.full(count, label, np.int32)
-        yield samples.to_uint8(made.samples(latents, labels))
-
-
-def _latents(
-    given: Flags, made: "Generation", first: int, count: int
-) -> np.ndarray:
-    from trainer import generation
-
-    latents = made.latents(
-        seed=given.seed, first=first, count=count, purpose=_PURPOSE
-    )
-    if given.truncation is None:
-        return latents
-    return generation.truncate(latents, given.truncation)
-
-
-def _write_grid(
-    given: Flags, made: "Generation", labels: list[int], output: pathlib.Path
-) -> str:
-    from trainer import samples
-
-    classes: list[int | None] = [*labels] or [None]
-    images = [
-        batch for label in classes for batch in _images(given, made, label)
-    ]
-    path = output / f"grid_seed_{given.seed}.png"
-    # Classes are rows.
-    grid = samples.make_grid(
-        np.concatenate(images), columns=given.num_samples if labels else None
-    )
-    atomic_file.write_bytes(path, samples.to_png(grid))
-    return f"Wrote {path}."
-
-
-def _write_files(
-    given: Flags, made: "Generation", labels: list[int], output: pathlib.Path
-) -> str:
-    from trainer import samples
-
-    classes: list[int | None] = [*labels] or [None]
-    for label in classes:
-        prefix = "sample" if label is None else f"class_{label}"
-        number = 0
-        for batch in _images(given, made, label):
-            for image in batch:
-                path = output / f"{prefix}_{number:06d}.png"
-                try:
-                    path.write_bytes(samples.to_png(image))
-                except OSError as error:
-                    raise atomic_file.storage_error(
-                        "write", path, error
-                    ) from error
-                number += 1
-    return f"Wrote {given.num_samples * len(classes):,} files in {output}."
-
-
-def _write_interpolation(
-    given: Flags, made: "Generation", labels: list[int], output: pathlib.Path
-) -> str:
-    from trainer import generation, samples
-
-    anchors = _latents(given, made, 0, given.num_samples)
-    paths = []
-    classes: list[int | None] = [*labels] or [None]
-    for label in classes:
-        frames = []
-        for one, other in zip(
-            anchors, np.roll(anchors, -1, axis=0), strict=True
-        ):
-            latents = generation.interpolate(one, other, given.num_frames)
-            chosen = None
-            if label is not None:
-                chosen = np.full(given.num_frames, label, np.int32)
-            images = samples.to_uint8(made.samples(latents, chosen))
-            frames += [samples.make_grid(image[np.newaxis]) for image in images]
-        suffix = "" if label is None else f"_class_{label}"
-        path = output / f"interpolation_seed_{given.seed}{suffix}.gif"
-        gif = samples.to_gif(frames, frame_msecs=_FRAME_MSECS)
-        atomic_file.write_bytes(path, gif)
-        paths.append(str(path))
-    return f"Wrote {', '.join(paths)}."
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def where_it_stands(
         )
     return (
         f"{headline}.\n"
+        f"  report       {directory.report}\n"
         f"  samples      {directory.samples}\n"
         f"  metrics      {directory.metrics}\n"
         f"  TensorBoard  tensorboard --logdir {directory.events}\n"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from absl import logging
 
-from trainer import atomic_file, errors, samples
+from trainer import atomic_file, errors, run_directory, samples
 from trainer.evaluation.evaluator import Evaluation
 from trainer.metric_writer import MetricWriter
 from trainer.progress import Progress
@@ -63,6 +63,16 @@ class Outputs:
         self._num_failed_uploads = 0
         self._num_failed_writes = 0
         self._last_problem = ""
+
+    def note_start(self, *, attempt: str, num_rollbacks: int) -> None:
+        """Notes in `starts.jsonl` that training goes on from here."""
+        with self._going_on_without_it():
+            run_directory.append_start(
+                self._directory,
+                step=self._first_step,
+                attempt=attempt,
+                num_rollbacks=num_rollbacks,
+            )
 
     def show_real(self, images: np.ndarray) -> None:
         """Writes `real.png` from training samples, uint8 [B, H, W, C]."""

@@ -65,6 +65,10 @@ class Plan:
             # What the networks are built for, where the data are not.
             "sample_shape": list(self.dataset.sample_shape),
             "num_classes": num_classes(self.dataset),
+            # For whoever looks at the run.
+            "steps_per_epoch": self.schedule.steps_per_epoch,
+            "num_images": len(self.dataset.labels),
+            "num_bad_images": self.dataset.quarantine.num_bad,
         }
 
 
@@ -139,7 +143,11 @@ def begin(plan: Plan) -> None:
       TrainerError: the directory cannot be used.
     """
     if plan.team.is_chief:
-        run_directory.record_start(plan.config, plan.attempt)
+        run_directory.record_start(
+            plan.config,
+            plan.attempt,
+            devices=distribution.describe(plan.team.strategy),
+        )
 
 
 def _check_devices(config: Config, team: Team) -> None:

@@ -52,6 +52,16 @@ class RunDirectory:
         return self.root / "metrics.jsonl"
 
     @property
+    def starts(self) -> Path:
+        """One JSON object for each time that training went on from a step."""
+        return self.root / "starts.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows all of this."""
+        return self.root / "report.html"
+
+    @property
     def evaluations(self) -> Path:
         """One JSON object for each `python -m trainer.evaluate`."""
         return self.root / "evaluations.jsonl"
@@ -117,12 +127,15 @@ def claim(root: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def record_start(config: config_lib.Config, attempt: str) -> None:
+def record_start(
+    config: config_lib.Config, attempt: str, *, devices: str | None = None
+) -> None:
     """Writes what the run is, and where and how it runs.
 
     Args:
         config: What `config.json` will hold.
         attempt: Name of this start of the run, new each time.
+        devices: What it trains on, in words.
 
     Raises:
         UsageError: The directory holds what this config cannot continue.
@@ -130,8 +143,38 @@ def record_start(config: config_lib.Config, attempt: str) -> None:
     """
     run = check(config)
     atomic_file.write_bytes(run.config, config.to_json().encode())
-    text = json.dumps(_environment(attempt), indent=2) + "\n"
+    text = json.dumps(_environment(attempt, devices), indent=2) + "\n"
     atomic_file.write_bytes(run.environment, text.encode())
+
+
+def append_start(
+    run: RunDirectory, *, step: int, attempt: str, num_rollbacks: int
+) -> None:
+    """Adds a line to `starts.jsonl`: training goes on after a step.
+
+    Args:
+        run: The run.
+        step: The global step, 0 at its beginning.
+        attempt: Name of this start of the run.
+        num_rollbacks: How often it has gone back because it diverged.
+
+    Raises:
+        StorageError: The file cannot be read or written.
+    """
+    line = {
+        "step": step,
+        "attempt": attempt,
+        "num_rollbacks": num_rollbacks,
+        "time": _now(),
+    }
+    try:
+        before = run.starts.read_bytes() if run.starts.exists() else b""
+    except OSError as error:
+        raise atomic_file.storage_error("read", run.starts, error) from error
+    # As a whole, so that no kill leaves half a line.
+    atomic_file.write_bytes(
+        run.starts, before + json.dumps(line).encode() + b"\n"
+    )
 
 
 def _lock(descriptor: int, root: Path) -> None:
@@ -202,15 +245,19 @@ def _check_starts(run: RunDirectory, config: config_lib.Config) -> None:
         )
 
 
-def _environment(attempt: str) -> dict[str, Any]:
+def _now() -> str:
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return now.isoformat(timespec="seconds")
+
+
+def _environment(attempt: str, devices: str | None) -> dict[str, Any]:
     """Describes where the run runs, without most environment variables.
 
     They hold people's passwords and keys, and run directories get shared.
     """
-    now = datetime.datetime.now(datetime.timezone.utc)
     return {
         "attempt": attempt,
-        "started": now.isoformat(timespec="seconds"),
+        "started": _now(),
         "command": sys.orig_argv,
         "git_revision": _git_revision()
         or os.environ.get(_REVISION_VARIABLE)
@@ -219,6 +266,7 @@ def _environment(attempt: str) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(),
+        "devices": devices,
         "num_cpus": os.cpu_count(),
     }
 

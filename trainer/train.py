@@ -14,6 +14,7 @@ from trainer import (
     messages,
     plans,
     preflight,
+    report,
 )
 from trainer.background import BackgroundSaver
 from trainer.config import Config
@@ -56,6 +57,7 @@ def run(config: Config, heartbeat: Heartbeat) -> int:
                     step = _go_on_in_spite_of_divergence(
                         plan, interruption, heartbeat
                     )
+                    _write_report(plan, step)
                 heartbeat.note("ending", step)
                 logging.info(
                     messages.where_it_stands(
@@ -163,6 +165,14 @@ def _evaluate(
         )
 
 
+def _write_report(plan: Plan, step: int) -> None:
+    """Has the chief write the page of the run as it ends."""
+    is_finished = step >= plan.schedule.last_step
+    # After a signal, the seconds that are left belong to the uploads.
+    if plan.team.is_chief and (is_finished or plan.mirror is None):
+        report.write_at_end(plan.directory, plan.store)
+
+
 def _check_durability(plan: Plan) -> None:
     """Refuses to call a run done whose weights may go with this machine."""
     if plan.mirror and not plan.mirror.holds_newest:
@@ -248,6 +258,9 @@ def _keep_files(
                 host_state=found,
                 on_progress=on_progress,
             )
+        outputs.note_start(
+            attempt=plan.attempt, num_rollbacks=plan.num_rollbacks
+        )
         yield outputs, save, quality
 
 

@@ -41,6 +41,11 @@ class Quarantine:
             return dict(self._reasons)
 
     @property
+    def num_bad(self) -> int:
+        """How many are not used, those that were replaced among them."""
+        return self._num_bad
+
+    @property
     def bad_fraction(self) -> float:
         """The bad part of all files, in 0..1."""
         return self._num_bad / max(self._num_found, 1)

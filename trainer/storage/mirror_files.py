@@ -23,6 +23,7 @@ from trainer.storage.objects import RefusedError, StoredObject
 _BYTES_PER_UPLOAD = 1 << 23
 _MAX_RECORD_BYTES = 1 << 20
 _MAX_METRICS_BYTES = 1 << 32
+_MAX_STARTS_BYTES = 1 << 24
 _MAX_PICTURE_BYTES = 1 << 27
 _MAX_PICTURES = 100_000
 
@@ -208,6 +209,7 @@ class MirrorFiles:
         return [
             *wanted,
             (self._run.metrics.name, _MAX_METRICS_BYTES),
+            (self._run.starts.name, _MAX_STARTS_BYTES),
             (self._run.environment.name, _MAX_RECORD_BYTES),
         ]
 
@@ -230,8 +232,9 @@ class MirrorFiles:
     ) -> Iterator[tuple[str, _State]]:
         """Yields what can be uploaded, with its size and time of change."""
         run = self._run
-        paths = [run.config, run.environment, run.metrics]
+        paths = [run.config, run.environment, run.metrics, run.starts]
         if directories is None:
+            paths.append(run.report)
             directories = (run.samples, run.events)
         for directory in directories:
             # One that does not exist yet has nothing to upload.
