@@ -77,12 +77,14 @@ def test_values_of_many_magnitudes_get_a_logarithmic_axis():
     assert axis.is_logarithmic
     assert axis.ticks == (0.1, 1.0, 10.0, 100.0, 1000.0)
     assert not curves.value_axis(np.array([0.0, 300.0])).is_logarithmic
+    linear = curves.value_axis(np.array([0.3, 300.0]), is_linear=True)
+    assert not linear.is_logarithmic
 
 
 def test_a_gap_interrupts_the_line():
     chart = charts.Chart("One", {"a": series([1, 2, math.nan, 3, 4])})
     drawn = charts.render(chart, first_step=0, last_step=4)
-    [path] = [part for part in drawn.split('"') if part.startswith("M0 300")]
+    [path] = [part for part in drawn.split('"') if part.startswith("M0 300h0")]
     assert path.count("M") == 2 and path.count("L") == 2
     assert "1 value not finite" in drawn
 
@@ -162,17 +164,20 @@ def test_what_is_too_long_is_averaged_by_a_whole_factor(tmp_path):
     assert not picture.is_enlarged
 
 
-def test_of_many_grids_some_are_taken_within_the_bounds(tmp_path):
+def test_of_many_grids_some_are_taken_within_the_bounds(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "_MAX_BYTES", 320_000)
+    monkeypatch.setattr(pictures, "_MAX_BYTES_OF_NEWEST", 20_000)
     for epoch in range(1, 131):
-        write_picture(tmp_path / f"epoch_{epoch:04d}.png", [300, 300, 3])
+        write_picture(tmp_path / f"epoch_{epoch:04d}.png", [72, 72, 3])
     grids, num_grids = pictures.read_grids(tmp_path)
     epochs = [epoch for epoch, _ in grids]
     assert num_grids == 130
     assert len(epochs) == 60 and epochs[0] == 1 and epochs[-1] == 130
     assert set(np.diff(epochs)) <= {2, 3}
-    assert sum(len(p.uri) for _, p in grids) < 13e6
+    assert sum(len(p.uri) for _, p in grids) < 320_000 * 1.4
+    assert decoded(grids[0][1]).shape == (36, 36, 3)
     # The newest one as it is.
-    assert decoded(grids[-1][1]).shape == (300, 300, 3)
+    assert decoded(grids[-1][1]).shape == (72, 72, 3)
 
 
 def test_damaged_pictures_are_left_out(tmp_path, caplog):

@@ -45,6 +45,7 @@ class Chart:
       marks: vertical lines.
       note: what the reader has to know of it.
       with_dots: whether each point is seen as such.
+      is_linear: whether the axis is linear whatever the values.
     """
 
     title: str
@@ -53,6 +54,7 @@ class Chart:
     marks: Sequence[Mark] = ()
     note: str = ""
     with_dots: bool = False
+    is_linear: bool = False
 
 
 def render(chart: Chart, *, first_step: int, last_step: int) -> str:
@@ -72,7 +74,8 @@ def render(chart: Chart, *, first_step: int, last_step: int) -> str:
             f'<figure class="chart"><figcaption>{title}</figcaption>'
             "<p>No finite number was recorded.</p></figure>"
         )
-    x, y = curves.step_axis(first_step, last_step), curves.value_axis(values)
+    x = curves.step_axis(first_step, last_step)
+    y = curves.value_axis(values, is_linear=chart.is_linear)
     lines = [_level(value, y) for value in chart.levels.values()]
     lines += [_mark(mark, x) for mark in chart.marks]
     for index, series in enumerate(chart.series.values()):
@@ -184,7 +187,7 @@ def _mark(mark: Mark, x: curves.Axis) -> str:
 def _gridlines(y: curves.Axis) -> str:
     downs = [(1 - y.place(tick)) * _HEIGHT for tick in y.ticks]
     path = "".join(f"M0 {down:.4g}H{_WIDTH}" for down in downs)
-    return f'<path class="grid" d="{path}"/>'
+    return f'<path class="gridlines" d="{path}"/>'
 
 
 def _labels(y: curves.Axis) -> str:

@@ -91,14 +91,15 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
 
-def value_axis(values: np.ndarray) -> Axis:
+def value_axis(values: np.ndarray, *, is_linear: bool = False) -> Axis:
     """Makes the axis of values, of which at least one is a number.
 
-    It is logarithmic where all are positive and of different magnitudes.
+    Unless it has to be linear, it is logarithmic where all of them are positive
+    and of different magnitudes.
     """
     known = values[~np.isnan(values)]
     low, high = float(known.min()), float(known.max())
-    if low > 0 and high / low >= _LOGARITHMIC_FROM_RATIO:
+    if not is_linear and low > 0 and high / low >= _LOGARITHMIC_FROM_RATIO:
         return _logarithmic_axis(low, high)
     if low == high:
         margin = abs(low) / 2 or 1.0

@@ -103,16 +103,15 @@ def _speed(facts: Facts) -> list[tuple[str, str, str]]:
     saved = facts.history.total("save_secs")
     return [
         (
-            "Speed",
-            f"{short(float(round(images / secs)))} images/s",
-            "mean, without saves and evaluations",
+            "Images a second",
+            short(float(round(images / secs))),
+            "on average, without saves and evaluations",
         ),
         ("Images seen", f"{images:,}", f"in {_duration(secs)} of training"),
         (
             "Stood still",
             f"{100 * waited / secs:.1f}%",
-            f"of the time waiting for data; {100 * saved / (secs + saved):.1f}%"
-            " for saves",
+            f"waiting for data; {100 * saved / (secs + saved):.1f}% for saves",
         ),
     ]
 
