@@ -35,6 +35,8 @@ directory gives the same bytes.
 
 exit codes: 0 done, 2 usage, 6 storage."""
 
+# Of metrics.jsonl: some 30,000 lines.
+_QUICK_BYTES = 1 << 24
 _LISTED = "`python -m trainer.report --help` lists the flags."
 
 
@@ -98,6 +100,12 @@ def _run(argv: Sequence[str]) -> int:
         atomic_file.write_bytes(output, text.encode())
     print(f"Wrote {output}.")
     return 0
+
+
+def is_quick(directory: RunDirectory) -> bool:
+    """Tells whether the page of a run takes a second or two, and no more."""
+    path = directory.metrics
+    return path.exists() and path.stat().st_size <= _QUICK_BYTES
 
 
 def write_at_end(directory: RunDirectory, store: CheckpointStore) -> None:

@@ -167,9 +167,11 @@ def _evaluate(
 
 def _write_report(plan: Plan, step: int) -> None:
     """Has the chief write the page of the run as it ends."""
+    if not plan.team.is_chief:
+        return
     is_finished = step >= plan.schedule.last_step
     # After a signal, the seconds that are left belong to the uploads.
-    if plan.team.is_chief and (is_finished or plan.mirror is None):
+    if is_finished or (not plan.mirror and report.is_quick(plan.directory)):
         report.write_at_end(plan.directory, plan.store)
 
 

@@ -102,7 +102,7 @@ def short(value: float) -> str:
     """Writes a number for a label or a table."""
     if not math.isfinite(value):
         return "–"
-    if value == int(value) and abs(value) < 1e6:
+    if value == int(value) and abs(value) < 1e9:
         return f"{int(value):,}"
     if 1e-3 <= abs(value) < 1e6:
         return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
@@ -199,10 +199,18 @@ def _labels(y: curves.Axis) -> str:
 
 
 def _step_labels(x: curves.Axis) -> str:
+    ticks = [(100 * x.place(tick), _short_step(tick)) for tick in x.ticks]
     return '<span class="unit">step</span>' + "".join(
-        f'<span style="left:{100 * x.place(tick):.4g}%">{short(tick)}</span>'
-        for tick in x.ticks
+        f'<span style="left:{percent:.4g}%">{text}</span>'
+        for percent, text in ticks
     )
+
+
+def _short_step(step: float) -> str:
+    for unit, size in (("M", 1_000_000), ("k", 1000)):
+        if step and step % (size / 10) == 0 and step >= size:
+            return f"{short(step / size)}{unit}"
+    return short(step)
 
 
 def _notes(chart: Chart, y: curves.Axis) -> str:

@@ -37,7 +37,7 @@ def key_numbers(facts: Facts) -> str:
         ("Newest checkpoint", *_checkpoint(facts)),
         *_best(facts),
         *_speed(facts),
-        *_loop(facts),
+        *_restarts(facts),
         *_data(facts),
         *_failures(facts),
     ]
@@ -116,19 +116,13 @@ def _speed(facts: Facts) -> list[tuple[str, str, str]]:
     ]
 
 
-def _loop(facts: Facts) -> list[tuple[str, str, str]]:
+def _restarts(facts: Facts) -> list[tuple[str, str, str]]:
     kinds = [mark.kind for mark in facts.marks()]
-    restarts = kinds.count("restart")
     rollbacks = facts.host_state.get("num_rollbacks", 0)
-    return [
-        (
-            "Restarts",
-            f"{restarts:,}",
-            f"{rollbacks:,} times back after diverging"
-            if rollbacks
-            else "never diverged",
-        )
-    ]
+    note = "never diverged"
+    if rollbacks:
+        note = f"{rollbacks:,} rollback{'s' * (rollbacks > 1)} after diverging"
+    return [("Restarts", f"{kinds.count('restart'):,}", note)]
 
 
 def _data(facts: Facts) -> list[tuple[str, str, str]]:
@@ -136,8 +130,8 @@ def _data(facts: Facts) -> list[tuple[str, str, str]]:
     if num_images is None:
         return []
     num_bad = facts.host_state.get("num_bad_images", 0)
-    note = f"{num_bad:,} bad ones are not used" if num_bad else "none was bad"
-    return [("Images in the data", f"{num_images:,}", note)]
+    note = f"{num_bad:,} more are bad, and not used" if num_bad else ""
+    return [("Images in the data", f"{num_images:,}", note or "none is bad")]
 
 
 def _failures(facts: Facts) -> list[tuple[str, str, str]]:
