@@ -85,6 +85,11 @@ def test_everything_lands_in_the_bucket_and_a_new_machine_goes_on_from_it(
     text = fake.objects.get("bucket", "runs/a/metrics.jsonl").data.decode()
     steps = [json.loads(line)["step"] for line in text.splitlines()]
     assert steps == [7, 14, 21]
+    text = fake.objects.get("bucket", "runs/a/starts.jsonl").data.decode()
+    starts = [json.loads(line)["step"] for line in text.splitlines()]
+    assert starts == [0, 10]
+    page = fake.objects.get("bucket", "runs/a/report.html").data.decode()
+    assert "Finished: step 21 of 21" in page
 
     # And the same command says that there is nothing left to do.
     caplog.clear()

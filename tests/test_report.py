@@ -3,11 +3,12 @@
 import html.parser
 import json
 import shutil
+import types
 
 import pytest
 
 from tests import recorded_runs
-from trainer import report
+from trainer import report, train
 from trainer.storage.local import LocalStore
 
 
@@ -190,6 +191,30 @@ def test_a_page_that_fails_is_only_a_warning_at_the_end(run, caplog):
     report.write_at_end(run, LocalStore(run.checkpoints))
     assert "takes nothing from the run" in caplog.text
     assert not run.report.exists()
+
+
+@pytest.mark.parametrize(
+    ("step", "mirror", "quick_bytes", "expected"),
+    [
+        (40, "a bucket", 0, True),
+        (39, None, 1 << 24, True),
+        (39, None, 0, False),
+        (39, "a bucket", 1 << 24, False),
+    ],
+)
+def test_after_a_signal_only_a_quick_page_is_written(
+    run, monkeypatch, step, mirror, quick_bytes, expected
+):
+    monkeypatch.setattr(report, "_QUICK_BYTES", quick_bytes)
+    plan = types.SimpleNamespace(
+        team=types.SimpleNamespace(is_chief=True),
+        schedule=types.SimpleNamespace(last_step=40),
+        mirror=mirror,
+        directory=run,
+        store=LocalStore(run.checkpoints),
+    )
+    train._write_report(plan, step)
+    assert run.report.exists() == expected
 
 
 def test_misuse_is_explained(tmp_path, capsys):

@@ -47,6 +47,19 @@ def test_a_new_run_gets_its_config_and_environment(workdir):
     assert config_lib.Config.from_json(text, "config.json") == config
 
 
+def test_each_start_adds_a_line(workdir):
+    run = start(make_config(workdir), "first")
+    for step, attempt in ((0, "first"), (40, "second")):
+        run_directory.append_start(
+            run, step=step, attempt=attempt, num_rollbacks=0
+        )
+    lines = [json.loads(text) for text in run.starts.read_text().splitlines()]
+    assert [(line["step"], line["attempt"]) for line in lines] == [
+        (0, "first"),
+        (40, "second"),
+    ]
+
+
 def test_environment_describes_the_attempt_and_no_variables(
     workdir, monkeypatch
 ):

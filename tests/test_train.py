@@ -188,8 +188,14 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     stopped = int(runs.checkpoint_names(tmp_path)[-1].split("-")[1])
     assert 10 <= stopped <= 14
     assert not (tmp_path / "samples" / "epoch_0003.png").exists()
+    page = (tmp_path / "report.html").read_text()
+    assert f"Not finished: step {stopped} of 21" in page
     assert _run(tmp_path) == 0
     runs.assert_same(tmp_path, undisturbed[1])
+    page = (tmp_path / "report.html").read_text()
+    assert "Finished: step 21 of 21, epoch 3 of 3" in page
+    assert f"restarted: step {stopped}" in page
+    assert page.count('<div class="grid"') == 3
 
 
 def test_a_run_killed_after_logging_is_replayed(
@@ -493,6 +499,11 @@ def test_a_run_that_diverges_goes_back_and_draws_anew(
         "step-000000014",
         "step-000000021",
     ]
+    starts = (tmp_path / "starts.jsonl").read_text().splitlines()
+    assert [
+        (line["step"], line["num_rollbacks"])
+        for line in map(json.loads, starts)
+    ] == [(0, 0), (7, 1), (7, 2)]
     # Up to the checkpoint it is the same run.
     for record, other in zip(
         runs.records(tmp_path), runs.records(undisturbed[2]), strict=True

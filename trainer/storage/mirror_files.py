@@ -133,7 +133,7 @@ class MirrorFiles:
                 (name, state)
                 for name, state in self._states()
                 if is_due(name, state[0])
-                and (records or "/" in name)
+                and (records or not self._is_record(name))
                 and self._differs(name, state)
             ),
         )
@@ -249,6 +249,9 @@ class MirrorFiles:
                     status = os.fstat(file.fileno())
                 name = path.relative_to(self._root).as_posix()
                 yield name, (status.st_size, status.st_mtime_ns)
+
+    def _is_record(self, name: str) -> bool:
+        return "/" not in name and name != self._run.report.name
 
     def _differs(self, name: str, state: _State) -> bool:
         return self._sent.get(name) != state
