@@ -153,7 +153,8 @@ _ALLOWED = {
     "evaluation.moments": set(),
     # Leaves.
     "atomic_file": {"errors"},
-    "distribution": {"errors"},
+    "deadline": set(),
+    "distribution": {"deadline", "errors"},
     "divergence": {"errors", "loss_scale"},
     "ema": set(),
     "errors": set(),

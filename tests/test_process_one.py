@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests import runs
-from tests.processes import Command
+from tests.processes import ROOT, Command
 
 # What orchestrators wait at least between SIGTERM and SIGKILL.
 _GRACE_SECS = 10.0
@@ -89,3 +89,20 @@ def test_sigterm_in_training_saves_within_the_grace(tmp_path):
     assert runs.newest_step(workdir) == last
     manifest = workdir / "checkpoints" / runs.checkpoint_names(workdir)[-1]
     assert (manifest / "MANIFEST.json").exists()
+
+
+def test_a_deadline_ends_it_with_its_code_under_pythons_lock():
+    """A signal, which ends other processes, would not (see above)."""
+    code = """
+import ctypes
+from trainer import deadline
+with deadline.end_process_after(0.1, 142):
+    ctypes.PyDLL(None).sleep(60)
+"""
+    result = subprocess.run(
+        [*_UNSHARE, sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=30,
+    )
+    assert result.returncode == 142, result.stderr

@@ -1,14 +1,12 @@
 """Which devices train, how they are made deterministic, and who runs where."""
 
-import faulthandler
-import signal
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from trainer import errors
+from trainer import deadline, errors
 
 _MAX_NAMED_DEVICES = 4
 _JOIN_SECS = 600.0
@@ -88,8 +86,8 @@ def join_cluster(
       index: which of them this process is.
 
     Raises:
-      StalledError: they do not find together. If that hangs, the process ends
-        with the same exit code.
+      StalledError: they do not find together. If that hangs for ten minutes,
+        the process ends with the same exit code.
     """
     cluster = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(addresses)}),
@@ -104,22 +102,15 @@ def join_cluster(
         if tf.config.list_physical_devices("GPU")
         else implementation.RING
     )
-    # Clocks that go on under Python's lock. SIGALRM, which nobody handles, ends
-    # the process with `errors.EXIT_STALLED`, as shells count; but not one that
-    # is a container's first process, for which there is the other, with 1.
-    signal.setitimer(signal.ITIMER_REAL, _JOIN_SECS)
-    faulthandler.dump_traceback_later(_JOIN_SECS + 10.0, exit=True)
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster, options)
+        with deadline.end_process_after(_JOIN_SECS, errors.EXIT_STALLED):
+            return tf.distribute.MultiWorkerMirroredStrategy(cluster, options)
     except tf.errors.OpError as error:
         raise errors.StalledError(
             f"The workers {', '.join(addresses)} do not find together: "
             f"{error.message}. Each port must be free and open to all; start "
             "them again with the same command."
         ) from error
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 def check_all_reduce(strategy: tf.distribute.Strategy) -> None:
