@@ -1,11 +1,12 @@
 # The trainer and all that it needs, for machines without GPUs (--target=cpu) and
 # with NVIDIA's (--target=gpu, the default). BUILD.md has the commands.
 
-# A tag moves: for a release, give the same with its digest, name:tag@sha256:...
+# A tag moves: for a release, give the digest that it has, sha256:..., as well.
 # The locks are for its Python.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
+ARG BASE_DIGEST=
 
-FROM ${BASE_IMAGE} AS builder
+FROM ${BASE_IMAGE}${BASE_DIGEST:+@$BASE_DIGEST} AS builder
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_ROOT_USER_ACTION=ignore
@@ -39,7 +40,7 @@ RUN /opt/venv/bin/pip install --no-index --no-deps --no-build-isolation \
   && /opt/venv/bin/python -m compileall -q -s /package -p / \
     --invalidation-mode=unchecked-hash /package
 
-FROM ${BASE_IMAGE} AS runtime
+FROM ${BASE_IMAGE}${BASE_DIGEST:+@$BASE_DIGEST} AS runtime
 # All that the trainer writes outside of --workdir goes to /scratch, which is a
 # volume, so that a read-only root needs nothing more. Whoever runs it may write
 # there, as in /tmp: some clusters choose the user themselves.
@@ -63,6 +64,7 @@ HEALTHCHECK --interval=30s --timeout=20s --start-period=30s --retries=3 \
 FROM runtime AS cpu
 COPY --from=cpu-packages /opt/venv /opt/venv
 COPY --from=package /package/ /
+ARG BASE_DIGEST
 ARG BASE_IMAGE
 ARG REVISION
 ARG VERSION
@@ -71,7 +73,8 @@ LABEL org.opencontainers.image.title="gan-trainer" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.base.name="${BASE_IMAGE}"
+      org.opencontainers.image.base.name="${BASE_IMAGE}" \
+      org.opencontainers.image.base.digest="${BASE_DIGEST}"
 
 FROM builder AS gpu-packages
 COPY locks/gpu.txt locks/
@@ -91,6 +94,7 @@ ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64 \
     NVIDIA_VISIBLE_DEVICES=all
 COPY --from=gpu-packages /opt/venv /opt/venv
 COPY --from=package /package/ /
+ARG BASE_DIGEST
 ARG BASE_IMAGE
 ARG REVISION
 ARG VERSION
@@ -99,4 +103,5 @@ LABEL org.opencontainers.image.title="gan-trainer" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.base.name="${BASE_IMAGE}"
+      org.opencontainers.image.base.name="${BASE_IMAGE}" \
+      org.opencontainers.image.base.digest="${BASE_DIGEST}"

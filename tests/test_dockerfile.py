@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests import dockerfile
+from tests.dockerfile import Stages
+
 _ROOT = pathlib.Path(__file__).parent.parent
 _TEXT = (_ROOT / "Dockerfile").read_text()
 _TARGETS = ("cpu", "gpu")
+_BASE = "${BASE_IMAGE}${BASE_DIGEST:+@$BASE_DIGEST}"
 _SOURCES = {
     *("LICENSE", "README.md", "pyproject.toml", "setup.py"),
     *("launch", "trainer"),
@@ -27,46 +31,6 @@ _VARIABLES = {
     "PYTHONUNBUFFERED": "1",
 }
 
-# What a Dockerfile is here: the instructions of each stage, by its name; the
-# global ARGs are those of the stage "".
-Stages = dict[str, list[tuple[str, str]]]
-
-
-def _parse(text: str) -> Stages:
-    stages: Stages = {"": []}
-    name = ""
-    lines = [line for line in text.splitlines() if line.strip()[:1] != "#"]
-    for line in re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines():
-        if not line:
-            continue
-        instruction, value = line.split(maxsplit=1)
-        if instruction == "FROM":
-            name = value.split()[2]
-            stages[name] = []
-        stages[name].append((instruction, value))
-    return stages
-
-
-def _values(stages: Stages, stage: str, instruction: str) -> list[str]:
-    return [value for name, value in stages[stage] if name == instruction]
-
-
-def _inherited(stages: Stages, stage: str) -> list[tuple[str, str]]:
-    """The instructions that make an image, those of its base included."""
-    base = _values(stages, stage, "FROM")[0].split()[0]
-    below = _inherited(stages, base) if base in stages else []
-    return below + stages[stage]
-
-
-def _last(stages: Stages, stage: str, instruction: str) -> str:
-    values = [v for n, v in _inherited(stages, stage) if n == instruction]
-    return values[-1] if values else ""
-
-
-def _pairs(stages: Stages, stage: str, instruction: str) -> dict[str, str]:
-    values = [v for n, v in _inherited(stages, stage) if n == instruction]
-    return dict(re.findall(r'([\w.]+)="?([^\s"]*)', " ".join(values)))
-
 
 def _is_exec_form(command: str) -> bool:
     try:
@@ -77,13 +41,13 @@ def _is_exec_form(command: str) -> bool:
 
 
 def _base_is_an_argument(stages: Stages) -> Iterator[str]:
-    arguments = dict(a.split("=") for a in _values(stages, "", "ARG"))
+    arguments = dict(a.split("=") for a in dockerfile.values(stages, "", "ARG"))
     image, _, tag = arguments.get("BASE_IMAGE", "").partition(":")
     if not image or not tag or "latest" in tag:
         yield "BASE_IMAGE needs a default with a tag that means one version"
     for name in [name for name in stages if name]:
-        base = _values(stages, name, "FROM")[0].split()[0]
-        if base != "${BASE_IMAGE}" and base not in stages:
+        base = dockerfile.values(stages, name, "FROM")[0].split()[0]
+        if base != _BASE and base not in stages:
             yield f"{name} has a base of its own, {base}"
 
 
@@ -92,7 +56,7 @@ def _python_is_that_of_the_locks(stages: Stages) -> Iterator[str]:
         r"--python-version=([\d.]+)", (_ROOT / "locks/refresh").read_text()
     )
     assert locked
-    if f"python:{locked[1]}-" not in _values(stages, "", "ARG")[0]:
+    if f"python:{locked[1]}-" not in dockerfile.values(stages, "", "ARG")[0]:
         yield f"the base's Python is not the locks' {locked[1]}"
 
 
@@ -106,9 +70,12 @@ def _targets_leave_the_builders_behind(stages: Stages) -> Iterator[str]:
     for target in _TARGETS:
         if any(name == "RUN" for name, _ in stages[target]):
             yield f"{target} runs commands of its own"
-        if "FROM runtime" not in f"FROM {_values(stages, target, 'FROM')[0]}":
+        if (
+            "FROM runtime"
+            not in f"FROM {dockerfile.values(stages, target, 'FROM')[0]}"
+        ):
             yield f"{target} holds what was only needed to build it"
-        for value in _values(stages, target, "COPY"):
+        for value in dockerfile.values(stages, target, "COPY"):
             allowed = (f"--from={target}-packages ", "--from=package ")
             if not value.startswith(allowed):
                 yield f"{target} copies {value}"
@@ -116,7 +83,7 @@ def _targets_leave_the_builders_behind(stages: Stages) -> Iterator[str]:
 
 def _user_is_a_number(stages: Stages) -> Iterator[str]:
     for target in _TARGETS:
-        user = _last(stages, target, "USER")
+        user = dockerfile.last(stages, target, "USER")
         # Kubernetes' runAsNonRoot cannot judge a name.
         if not re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", user):
             yield f"{target} runs as {user or 'root'}"
@@ -124,19 +91,21 @@ def _user_is_a_number(stages: Stages) -> Iterator[str]:
 
 def _commands_need_no_shell(stages: Stages) -> Iterator[str]:
     for target in _TARGETS:
-        entry = _last(stages, target, "ENTRYPOINT")
+        entry = dockerfile.last(stages, target, "ENTRYPOINT")
         if not _is_exec_form(entry) or "trainer.main" not in entry:
             yield f"{target}: a shell would take the trainer's signals"
-        check = _last(stages, target, "HEALTHCHECK").partition("CMD ")[2]
+        check = dockerfile.last(stages, target, "HEALTHCHECK").partition(
+            "CMD "
+        )[2]
         if not _is_exec_form(check) or "trainer.health" not in check:
             yield f"{target} has no health check without a shell"
-        if command := _last(stages, target, "CMD"):
+        if command := dockerfile.last(stages, target, "CMD"):
             yield f"{target} has flags that one cannot see: CMD {command}"
 
 
 def _packages_are_locked(stages: Stages) -> Iterator[str]:
     for stage in stages:
-        for run in _values(stages, stage, "RUN"):
+        for run in dockerfile.values(stages, stage, "RUN"):
             for command in run.split("&&"):
                 if "pip install" not in command:
                     continue
@@ -150,7 +119,7 @@ def _packages_are_locked(stages: Stages) -> Iterator[str]:
 
 def _nothing_else_is_installed(stages: Stages) -> Iterator[str]:
     for stage in stages:
-        for run in _values(stages, stage, "RUN"):
+        for run in dockerfile.values(stages, stage, "RUN"):
             if found := re.search(_FOREIGN, run):
                 yield f"{stage} needs {found[0]}"
 
@@ -159,9 +128,9 @@ def _only_what_is_needed_is_copied(stages: Stages) -> Iterator[str]:
     ignored = (_ROOT / ".dockerignore").read_text().splitlines()
     assert [line for line in ignored if line[:1] != "#"][0] == "*"
     for stage in stages:
-        if _values(stages, stage, "ADD"):
+        if dockerfile.values(stages, stage, "ADD"):
             yield f"{stage} has ADD, which downloads and unpacks"
-        for value in _values(stages, stage, "COPY"):
+        for value in dockerfile.values(stages, stage, "COPY"):
             if value.startswith("--from="):
                 continue
             for source in value.split()[:-1]:
@@ -173,10 +142,12 @@ def _only_what_is_needed_is_copied(stages: Stages) -> Iterator[str]:
 
 
 def _pip_and_caches_do_not_stay(stages: Stages) -> Iterator[str]:
-    if "PIP_NO_CACHE_DIR=1" not in " ".join(_values(stages, "builder", "ENV")):
+    if "PIP_NO_CACHE_DIR=1" not in " ".join(
+        dockerfile.values(stages, "builder", "ENV")
+    ):
         yield "pip keeps a cache"
     for target in _TARGETS:
-        runs = " ".join(_values(stages, f"{target}-packages", "RUN"))
+        runs = " ".join(dockerfile.values(stages, f"{target}-packages", "RUN"))
         if "pip uninstall --yes pip" not in runs:
             yield f"{target} keeps pip"
         if "compileall" not in runs:
@@ -191,12 +162,14 @@ def _both_are_made_alike(stages: Stages) -> Iterator[str]:
 
 def _a_read_only_root_works(stages: Stages) -> Iterator[str]:
     for target in _TARGETS:
-        variables = _pairs(stages, target, "ENV")
-        volume = json.loads(_last(stages, target, "VOLUME") or '["none"]')[0]
+        variables = dockerfile.pairs(stages, target, "ENV")
+        volume = json.loads(
+            dockerfile.last(stages, target, "VOLUME") or '["none"]'
+        )[0]
         for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME"):
             if not variables.get(name, "").startswith(volume):
                 yield f"{target}: {name} is not in the volume"
-        if _last(stages, target, "WORKDIR") != volume:
+        if dockerfile.last(stages, target, "WORKDIR") != volume:
             yield f"{target}: ./runs is not in the volume"
         for name, value in _VARIABLES.items():
             if variables.get(name) != value:
@@ -205,17 +178,20 @@ def _a_read_only_root_works(stages: Stages) -> Iterator[str]:
 
 def _labels_say_what_it_is(stages: Stages) -> Iterator[str]:
     for target in _TARGETS:
-        labels = _pairs(stages, target, "LABEL")
+        labels = dockerfile.pairs(stages, target, "LABEL")
         for name, argument in (
             ("revision", "REVISION"),
             ("version", "VERSION"),
             ("base.name", "BASE_IMAGE"),
+            ("base.digest", "BASE_DIGEST"),
         ):
             label = labels.get(f"org.opencontainers.image.{name}")
-            known = argument in _values(stages, target, "ARG")
+            known = argument in dockerfile.values(stages, target, "ARG")
             if label != f"${{{argument}}}" or not known:
                 yield f"{target} does not tell its {name}"
-        revision = _pairs(stages, target, "ENV").get("GAN_TRAINER_REVISION")
+        revision = dockerfile.pairs(stages, target, "ENV").get(
+            "GAN_TRAINER_REVISION"
+        )
         if revision != "${REVISION}":
             yield f"{target} does not tell the trainer its revision"
 
@@ -248,7 +224,7 @@ _RULES: list[Callable[[Stages], Iterator[str]]] = [
 
 
 def _complaints(text: str) -> list[str]:
-    stages = _parse(text)
+    stages = dockerfile.parse(text)
     if missing := list(_targets_exist(stages)):
         return missing
     return [complaint for rule in _RULES for complaint in rule(stages)]
@@ -266,7 +242,8 @@ _BREACHES = [
     ("python:3.11-slim-bookworm", "python", "BASE_IMAGE needs a default"),
     ("python:3.11-slim-bookworm", "python:latest", "BASE_IMAGE needs a"),
     ("python:3.11-slim", "python:3.12-slim", "is not the locks' 3.11"),
-    ("FROM ${BASE_IMAGE} AS runtime", "FROM a:b AS runtime", "of its own"),
+    (f"FROM {_BASE} AS runtime", "FROM a:b AS runtime", "of its own"),
+    (f"FROM {_BASE} AS runtime", "FROM ${BASE_IMAGE} AS runtime", "its own"),
     ("AS gpu\n", "AS cuda\n", "there is no target gpu"),
     ("FROM runtime AS cpu", "FROM builder AS cpu", "only needed to build"),
     ("COPY --from=package ", "COPY --from=builder ", "copies --from"),
@@ -297,6 +274,7 @@ _BREACHES = [
     ("WORKDIR /scratch", "WORKDIR /", "./runs is not in the volume"),
     ("    PYTHONUNBUFFERED=1\n", "    A=1\n", "PYTHONUNBUFFERED is not 1"),
     ("ARG VERSION\n", "", "does not tell its version"),
+    ('base.digest="${BASE_DIGEST}"', 'a="b"', "not tell its base.digest"),
     ('image.revision="${REVISION}"', 'image.revision="1"', "its revision"),
     (
         "ENV GAN_TRAINER_REVISION",
@@ -321,7 +299,7 @@ def test_every_rule_is_broken_above() -> None:
     for rule in _RULES:
         found = [
             complaint
-            for stages in map(_parse, texts)
+            for stages in map(dockerfile.parse, texts)
             if stages.keys() >= set(_TARGETS) or rule is _targets_exist
             for complaint in rule(stages)
         ]
