@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launch import platforms
+from launch import platforms, trainer_paths
 from launch.job_spec import (
     ATTEMPT_LABEL,
     DIGEST_LABEL,
@@ -64,6 +64,10 @@ def render(spec: JobSpec) -> str:
         if name == "--data_dir" and "://" not in directory:
             script += _mount(directory, _DATA_DIR, ",readonly")
             args[i] = f"--data_dir={_DATA_DIR}"
+        # Where it was, since a run goes on only with the same --dataset.
+        directory = _data_directory(arg)
+        if directory.startswith("/"):
+            script += _mount(directory, directory, ",readonly")
     options = [shlex.quote(option) for option in _options(spec)]
     # Whose files a run directory is to hold, and who may read the credentials.
     options.append('--user="$(id -u):$(id -g)"')
@@ -89,6 +93,13 @@ def _check(spec: JobSpec) -> None:
             " runs one container. --num_accelerators gives it several GPUs, on"
             " each of which the trainer has a replica."
         )
+
+
+def _data_directory(arg: str) -> str:
+    name, _, dataset = arg.partition("=")
+    if name != "--dataset":
+        return ""
+    return trainer_paths.data_directory(dataset) or ""
 
 
 def _mount(source: str, target: str, ending: str = "") -> str:

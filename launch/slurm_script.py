@@ -6,6 +6,7 @@ Pure: it needs neither Slurm nor this machine's files.
 import re
 import shlex
 
+from launch import trainer_paths
 from launch.job_spec import JobSpec
 from trainer import errors
 
@@ -212,6 +213,8 @@ def _directories(spec: JobSpec) -> list[str]:
         name, _, value = flag.partition("=")
         if name in _PATH_FLAGS:
             values.append(value)
+        elif name == "--dataset":
+            values.append(trainer_paths.data_directory(value) or "")
     # The home directory of whoever runs it, as the trainer reads the tilde.
     values = [re.sub("^~/", "$HOME/", value) for value in values]
     return [v for v in values if v.startswith(("/", "$HOME/"))]

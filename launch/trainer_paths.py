@@ -5,6 +5,7 @@ found out only once GPUs are paid for.
 """
 
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 
 from launch.job_spec import SCRATCH_DIR, VOLUME_DIR, JobSpec
@@ -14,6 +15,12 @@ from trainer import config, errors
 _READ_BY_TENSORFLOW = ("folder", "tfrecord")
 # Vertex AI shows all buckets there.
 _READABLE = {"vertex": "/gcs", "kubernetes": VOLUME_DIR}
+# What a directory of this machine must not hide in a container.
+_OF_THE_IMAGE = {
+    *("/", "//", "/bin", "/data", "/dev", "/etc", "/lib", "/lib64", "/opt"),
+    *("/opt/venv", "/proc", "/run", "/sbin", "/scratch", "/sys", "/tmp"),
+    *("/usr", "/usr/bin", "/usr/lib", "/usr/local", "/workdir"),
+}
 _WRITABLE = {
     "docker": (SCRATCH_DIR,),
     "kubernetes": (SCRATCH_DIR, VOLUME_DIR),
@@ -34,6 +41,8 @@ def check(spec: JobSpec, settings: config.Config) -> None:
             " mount the bucket, or take folder:gs://... or tfrecord:gs://..."
         )
     platform = str(spec.platform)
+    if platform == "docker":
+        _check_mountable(settings)
     if root := _READABLE.get(platform):
         for flag, path in _data(settings):
             if not _is_remote(path) and not _is_below(path, (root,)):
@@ -51,6 +60,39 @@ def check(spec: JobSpec, settings: config.Config) -> None:
             )
         if _is_below(local_dir, (VOLUME_DIR,)):
             _check_volume(f"--local_dir={local_dir}", spec)
+
+
+def data_directory(dataset: str) -> str | None:
+    """Returns the directory of this machine that a --dataset names, if any.
+
+    Of a glob it is what comes before the first name that may vary.
+    """
+    kind, _, path = dataset.partition(":")
+    if kind not in _READ_BY_TENSORFLOW or _is_remote(path):
+        return None
+    if kind == "tfrecord":
+        path = posixpath.dirname(re.split(r"[*?\[]", path)[0])
+    return path
+
+
+def _check_mountable(settings: config.Config) -> None:
+    directory = data_directory(settings.dataset)
+    if directory is None:
+        return
+    if directory.startswith("~") or not (
+        posixpath.isabs(directory) or settings.data_dir
+    ):
+        raise errors.UsageError(
+            f"--dataset={settings.dataset}: a container has another home and"
+            " another directory to start in. Name the whole path, from / on,"
+            " or add the --data_dir that the rest is below."
+        )
+    if posixpath.normpath(directory) in _OF_THE_IMAGE:
+        raise errors.UsageError(
+            f"--dataset={settings.dataset} would be mounted at"
+            f" {posixpath.normpath(directory)}, over the image's own files."
+            " Put the data into a directory of their own."
+        )
 
 
 def _data(settings: config.Config) -> Iterator[tuple[str, str]]:

@@ -108,6 +108,39 @@ def test_a_run_in_a_bucket_gets_the_credentials_that_there_are(
     assert having["Config"]["Cmd"][-1] == "--local_dir=/scratch/run"
 
 
+@pytest.mark.parametrize(
+    "dataset", ["folder:{}", "tfrecord:{}/part-*.tfrecord"]
+)
+def test_data_are_where_the_flag_says_and_cannot_be_changed(
+    capsys: pytest.CaptureFixture,
+    home: pathlib.Path,
+    tmp_path: pathlib.Path,
+    dataset: str,
+) -> None:
+    place = tmp_path / "my cats"
+    place.mkdir()
+    flag = f"--dataset={dataset.format(place)}"
+    _submit(capsys, "--", flag, "--image_size=32")
+    [container] = _containers(home).values()
+    assert flag in container["Config"]["Cmd"]
+    assert container["Options"]["mount"][1:] == [
+        f"type=bind,source={place},target={place},readonly"
+    ]
+
+
+def test_data_below_the_data_directory_are_mounted_with_it(
+    capsys: pytest.CaptureFixture, home: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "all").mkdir()
+    _submit(capsys, "--", "--dataset=folder:cats", "--data_dir=all")
+    [container] = _containers(home).values()
+    assert container["Config"]["Cmd"][:2] == [
+        "--dataset=folder:cats",
+        "--data_dir=/data",
+    ]
+    assert len(container["Options"]["mount"]) == 2
+
+
 def test_data_that_is_not_there_is_told_before_docker_is_asked(
     capsys: pytest.CaptureFixture, home: pathlib.Path
 ) -> None:
