@@ -56,7 +56,8 @@ class JobStatus:
         created_at: RFC 3339, or "" where the platform does not tell.
         resource: What the platform calls it: a resource name or a number.
         address: Where a browser shows it, or "".
-        restarts: How often it has started anew, as far as is known.
+        restarts: How often it has started anew; None where the platform does
+            not tell.
         attempt: `JobSpec.attempt`.
         exit_code: The trainer's, once it has ended and as far as is known.
         created: After `submit`, whether this job was started by it.
@@ -68,7 +69,7 @@ class JobStatus:
     created_at: str = ""
     resource: str = ""
     address: str = ""
-    restarts: int = 0
+    restarts: int | None = None
     attempt: int = 1
     exit_code: int | None = None
     created: bool | None = dataclasses.field(default=None, compare=False)

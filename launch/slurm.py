@@ -130,6 +130,7 @@ def _create(spec: JobSpec) -> JobStatus:
         name=spec.job_name,
         state=State.QUEUED,
         resource=number,
+        restarts=0,
         attempt=spec.attempt,
     )
 

@@ -3,7 +3,7 @@
 Run as the Python of a job, `fake_trainer.py -m trainer.main FLAG...`, it writes
 its environment and arguments to $FAKE_TRAINER/<rank>.json; then it exits with
 the code that $FAKE_TRAINER/exit has for its rank or, if there is none, waits
-for a signal and exits as the trainer does.
+for a signal and exits as the trainer does, after $FAKE_TRAINER/save_secs.
 """
 
 import json
@@ -20,7 +20,8 @@ rank = os.environ["SLURM_PROCID"]
 def stop(number, frame):
     """Saves, for a moment, and exits."""
     print(f"rank {rank}: signal {number}", flush=True)
-    time.sleep(0.1)
+    file = directory / "save_secs"
+    time.sleep(float(file.read_text()) if file.exists() else 0.1)
     os._exit(128 + number)
 
 

@@ -217,6 +217,7 @@ def test_submitting_twice_starts_one_job(server, cluster):
     cluster.start(name)
     again = kubernetes.submit(_spec())
     assert (again.name, again.state) == (name, State.RUNNING)
+    assert again.created is False
     assert server.count("POST") == 1
 
 

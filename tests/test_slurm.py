@@ -100,6 +100,15 @@ def test_a_tilde_is_the_home_directory():
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
+def test_a_container_sees_the_data_that_the_flags_name():
+    flags = ("--dataset=tfrecord:/packed/cats/*.tfrecord", "--image_size=32")
+    spec = {"workdir": "gs://bucket/run", "trainer_flags": flags}
+    script = slurm.render(_spec(**spec, image="i.sif"))
+    assert "--bind=/packed/cats " in script
+    script = slurm.render(_spec(**spec, image="registry.example.com/i"))
+    assert "/packed/cats:/packed/cats" in script
+
+
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     fake = FakeSlurm(tmp_path)
@@ -269,6 +278,21 @@ def test_cancelling_lets_the_trainers_save(fake):
     assert fake.count("scancel") == 2
 
 
+def test_cancelling_waits_while_the_trainers_save_within_the_grace(fake):
+    (fake.directory / "save_secs").write_text("1.0")
+    name, number = _submit(fake, grace_secs=20)
+    process = _start(fake, number)
+    ended = threading.Thread(target=lambda: fake.wait(number, process))
+    ended.start()
+    start_secs = time.monotonic()
+    slurm.cancel(_PLACE, name)
+    assert 1 <= time.monotonic() - start_secs < 20
+    ended.join(20)
+    # It has ended by itself: nothing was forced, nor told a second time.
+    assert slurm.status(_PLACE, name).exit_code == 130
+    assert fake.count("scancel") == 2
+
+
 def test_cancelling_what_waits_ends_it_at_once_and_its_doubles(fake):
     name, _ = _submit(fake)
     slurm_commands.sbatch(slurm.render(_spec()).replace(_spec().job_name, name))
@@ -292,6 +316,8 @@ def test_cancelling_what_does_not_end_forces_it_after_its_grace(fake):
 def test_submitting_twice_starts_one_job(fake):
     name, number = _submit(fake)
     assert _submit(fake) == (name, number)
+    python = str(fake.directory / "bin" / "python")
+    assert slurm.submit(_spec(python=python)).created is False
     assert fake.count("sbatch") == 1
     # Nor would Slurm start a second one of the name.
     assert fake.jobs()[number]["options"]["dependency"] == "singleton"

@@ -110,6 +110,11 @@ def test_a_job_is_queued_runs_is_preempted_goes_on_and_succeeds(
     # There is nothing to do for the same job.
     again = command.submit()
     assert (again["name"], again["state"]) == (name, "succeeded")
+    assert again["created"] is False
+    # Which Vertex AI does not tell.
+    assert again["restarts"] is None
+    command("status", name, *_PLACE)
+    assert "restarts" not in command.out
     assert vertex.created == 1
 
 
