@@ -2,10 +2,13 @@
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 
-from launch.job_spec import JobSpec, Place
+from launch.job_spec import PLATFORMS, UNDERSTOOD_BY, JobSpec, Place
 from trainer import options
+
+_WIDTH = 79
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +125,34 @@ of the last 30 days.
 
 usage: python -m launch.main list --platform=... [--flag=value ...]""",
 }
+# What each verb's flags may look like, platform by platform.
+_JOB_EXAMPLES = """\
+  python -m launch.main {verb} --platform=local --num_workers=2 \\
+      --workdir=runs/two -- --dataset=digits --epochs=5
+  python -m launch.main {verb} --platform=docker --image=gan-trainer:gpu \\
+      --num_accelerators=1 --workdir=runs/cats \\
+      -- --dataset=folder:/data/cats --image_size=64 --model=dcgan
+  python -m launch.main {verb} --platform=vertex --project=my-project \\
+      --region=us-central1 --image=REPOSITORY/gan-trainer@sha256:... \\
+      --service_account=trainer@my-project.iam.gserviceaccount.com \\
+      --workdir=gs://bucket/runs/one --accelerator=l4 --spot \\
+      -- --dataset=mnist --epochs=100
+  python -m launch.main {verb} --platform=kubernetes --namespace=gans \\
+      --image=REPOSITORY/gan-trainer@sha256:... --service_account=trainer \\
+      --workdir=gs://bucket/runs/one --accelerator=h100 --num_accelerators=8 \\
+      -- --dataset=mnist --epochs=100
+  python -m launch.main {verb} --platform=slurm --partition=gpu \\
+      --num_workers=2 --num_accelerators=8 --workdir=/shared/runs/one \\
+      --python=/shared/venv/bin/python \\
+      -- --dataset=mnist --data_dir=/shared/mnist"""
+_PLACE_EXAMPLES = """\
+  python -m launch.main {verb} {job}--platform=docker{more}
+  python -m launch.main {verb} {job}--platform=vertex \\
+      --project=my-project --region=us-central1{more}
+  python -m launch.main {verb} {job}--platform=kubernetes \\
+      --namespace=gans{more}
+  python -m launch.main {verb} {job}--platform=slurm{more}"""
+_MORE = {"status": " --json", "logs": " --follow", "list": " --json"}
 _END = """\
 
 Other:
@@ -136,7 +167,40 @@ def page(verb: str | None) -> str:
     if verb is None:
         return _TOP
     topics = [options.help_text(config_type) for config_type in FLAGS[verb]]
-    return "\n\n".join([_VERBS[verb], *topics]) + "\n" + _END
+    parts = [_VERBS[verb], f"examples:\n{_examples(verb)}", *topics]
+    if verb in ("submit", "render"):
+        parts.append(_by_platform())
+    return "\n\n".join(parts) + "\n" + _END
+
+
+def _examples(verb: str) -> str:
+    if verb in ("submit", "render"):
+        return _JOB_EXAMPLES.format(verb=verb)
+    job = "" if verb == "list" else "train-1a2b3c4d "
+    return _PLACE_EXAMPLES.format(verb=verb, job=job, more=_MORE.get(verb, ""))
+
+
+def _by_platform() -> str:
+    """Returns which of the flags each platform understands."""
+    names = [field.name for field, _ in options.fields(JobSpec)]
+    for_all = [n for n in names if n not in UNDERSTOOD_BY]
+    lines = ["Flags by platform:", *_wrapped("all", for_all)]
+    for platform in PLATFORMS:
+        lines += _wrapped(
+            platform,
+            [n for n in names if platform in UNDERSTOOD_BY.get(n, ())],
+        )
+    return "\n".join(lines)
+
+
+def _wrapped(platform: str, names: Sequence[str]) -> list[str]:
+    return textwrap.wrap(
+        " ".join(f"--{name}" for name in names),
+        _WIDTH,
+        initial_indent=f"  {platform:12}",
+        subsequent_indent=" " * 14,
+        break_on_hyphens=False,
+    )
 
 
 def place_flags(place: Place) -> str:

@@ -44,7 +44,7 @@ _MACHINES = "Machines"
 _TIME = "Time"
 _IDENTITY = "Identity and network"
 # What only some platforms understand; it is refused elsewhere.
-_UNDERSTOOD_BY = {
+UNDERSTOOD_BY = {
     "project": ("vertex",),
     "region": ("vertex",),
     "namespace": ("kubernetes",),
@@ -124,7 +124,7 @@ class Place:
                 f"--platform is missing: one of {', '.join(PLATFORMS)}."
             )
         for field, _ in options.fields(type(self)):
-            known = _UNDERSTOOD_BY.get(field.name, PLATFORMS)
+            known = UNDERSTOOD_BY.get(field.name, PLATFORMS)
             given = getattr(self, field.name) != field.default
             if given and self.platform not in known:
                 raise errors.UsageError(

@@ -83,8 +83,8 @@ def test_attempts_are_of_one_job():
 
 def test_every_field_that_a_platform_ignores_is_one():
     fields = {field.name for field, _ in options.fields(JobSpec)}
-    assert job_spec._UNDERSTOOD_BY.keys() <= fields
-    for names in job_spec._UNDERSTOOD_BY.values():
+    assert job_spec.UNDERSTOOD_BY.keys() <= fields
+    for names in job_spec.UNDERSTOOD_BY.values():
         assert set(names) <= set(job_spec.PLATFORMS)
     assert tuple(platforms.MODULES) == job_spec.PLATFORMS
 

@@ -1,5 +1,7 @@
 """The launcher's command line: verbs, help, and what is refused."""
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +46,50 @@ def test_the_help_of_a_verb_has_its_flags_by_topic(capsys, verb):
     assert ("--num_workers" in out) == of_job
     assert ("--follow" in out.split("Where:")[1]) == (verb == "logs")
     assert max(len(line) for line in out.splitlines()) <= 80
+
+
+def _examples(page):
+    """Returns the words of each command in a page, without their program."""
+    text = page.replace("\\\n", " ")
+    commands = re.findall(r"^  python -m launch.main (.*)$", text, re.MULTILINE)
+    return [shlex.split(command) for command in commands]
+
+
+@pytest.mark.parametrize("verb", _VERBS)
+def test_the_help_of_a_verb_has_an_example_for_each_platform(capsys, verb):
+    examples = _examples(help_pages.page(verb))
+    expected = set(platforms.MODULES)
+    if verb not in ("submit", "render"):
+        expected.remove("local")  # Which is over when submit is.
+    found = set()
+    digest = f"sha256:{'0' * 64}"
+    for words in examples:
+        assert words[0] == verb
+        [flag] = [word for word in words if word.startswith("--platform=")]
+        found.add(flag.partition("=")[2])
+        if verb in ("submit", "render"):
+            words = [word.replace("sha256:...", digest) for word in words]
+            code, out, err = _run(capsys, "render", *words[1:])
+            assert code == 0, err
+        else:
+            start = 1 if verb == "list" else 2
+            flags = [verb, *words[start:]]
+            values = options.parse(help_pages.FLAGS[verb], flags, "")
+            Place(**options.values_from_flags(Place, values)).validate()
+    assert found == expected
+
+
+def test_the_help_of_submit_has_the_flags_by_platform():
+    section = help_pages.page("submit").split("Flags by platform:\n")[1]
+    section = re.sub(r"\n {14}", " ", section)
+    lines = dict(line.split(None, 1) for line in section.splitlines()[:6])
+    assert "--workdir" in lines["all"] and "--name" in lines["all"]
+    assert "--tensorboard" in lines["vertex"]
+    assert "--tensorboard" not in lines["kubernetes"]
+    assert "--queue" in lines["kubernetes"]
+    assert "--partition" in lines["slurm"]
+    assert lines["local"] == "--grace_secs"
+    assert "--shm_gib" in lines["docker"]
 
 
 def test_without_arguments_the_help_is_shown_as_misuse(capsys):
