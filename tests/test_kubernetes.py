@@ -1,5 +1,6 @@
 """The life of a job on Kubernetes: the real client library, a fake server."""
 
+import pathlib
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 from launch import kubernetes, kubernetes_calls, kubernetes_logs, platforms
 from launch.job_spec import JobSpec, Place
 from launch.platforms import State
+from tests import kubernetes_schema
 from tests.fake_cluster import FakeCluster
 from tests.fake_kubernetes import FakeKubernetes
 
@@ -469,3 +471,57 @@ def test_render_needs_no_client_library():
     assert yaml.safe_load(result.stdout)["kind"] == "Job"
     assert result.stderr.startswith("UsageError --platform=kubernetes needs")
     assert "pip install 'gan-trainer[kubernetes]'" in result.stderr
+
+
+def _asked_for(requests):
+    """Returns (group, resource, verb) of requests, as a cluster counts them."""
+    pattern = (
+        r"(\w+) /(?:api|apis/([a-z0-9.-]+))/v\w+/namespaces/[a-z]+/(\w+)"
+        r"(/[a-z0-9-]+)?(/log)?(\?.*)?"
+    )
+    asked = set()
+    for request in requests:
+        match = re.fullmatch(pattern, request)
+        assert match, request
+        method, group, resource, name, log, _ = match.groups()
+        verb = {"POST": "create", "DELETE": "delete"}.get(
+            method, "get" if name else "list"
+        )
+        asked.add((group or "", resource + (log or ""), verb))
+    return asked
+
+
+def test_the_submitters_role_is_all_that_is_asked_for_and_no_more(
+    server, cluster
+):
+    path = pathlib.Path(kubernetes.__file__).parent.parent
+    text = (path / "docs" / "kubernetes-submitter.yaml").read_text()
+    role, binding = yaml.safe_load_all(text)
+    for manifest in (role, binding):
+        assert kubernetes_schema.problem(manifest) == ""
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    for num_workers in (1, 2):
+        name = _submit(num_workers=num_workers)
+        cluster.make_pods(name)
+        cluster.start(name)
+        cluster.say(name, "hello")
+        list(kubernetes.logs(_PLACE, name, follow=False))
+        kubernetes.status(_PLACE, name)
+        kubernetes.list_jobs(_PLACE)
+        kubernetes.cancel(_PLACE, name)
+    name = _submit(workdir="gs://bucket/runs/other")
+    cluster.make_pods(name)
+    cluster.start(name)
+    cluster.say(name, "epoch 1")
+    following = kubernetes.logs(_PLACE, name, follow=True)
+    assert next(following) == "epoch 1"
+    cluster.end(name, 0)
+    assert list(following) == []
+    allowed = {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert _asked_for(server.requests) == allowed
