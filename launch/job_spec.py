@@ -314,7 +314,7 @@ class JobSpec(Place):
         _TIME,
         None,
         "From SIGTERM to SIGKILL: docker, kubernetes, slurm, local. With a"
-        " --workdir in a bucket, the trainer's --upload_deadline_secs is"
+        " --workdir in a bucket, the trainer's --stop_upload_deadline_secs is"
         f" {UPLOAD_MARGIN_SECS} s less, unless it is given.",
         "seconds",
         minimum=1,
@@ -427,7 +427,7 @@ class JobSpec(Place):
 
     def _upload_deadline(self) -> tuple[str, ...]:
         """Returns the flag that ends uploads before SIGKILL does."""
-        flag = "--upload_deadline_secs="
+        flag = "--stop_upload_deadline_secs="
         if not self.in_bucket or any(
             given.startswith(flag) for given in self.trainer_flags
         ):

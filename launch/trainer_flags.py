@@ -65,7 +65,8 @@ def check(spec: JobSpec) -> None:
     )
     settings = config.Config(**options.values_from_flags(config.Config, values))
     settings.validate()
-    _check_upload_deadline(spec, settings.upload_deadline_secs)
+    if settings.stop_upload_deadline_secs is not None:
+        _check_upload_deadline(spec, settings.stop_upload_deadline_secs)
     trainer_paths.check(spec, settings)
     gpus = _gpus_of_a_worker(spec)
     _check_devices(gpus, settings)
@@ -91,14 +92,14 @@ def _check_upload_deadline(spec: JobSpec, deadline_secs: int) -> None:
     if not spec.in_bucket or deadline_secs < grace_secs:
         return
     shorter = max(grace_secs - UPLOAD_MARGIN_SECS, 0)
-    remedy = f"Take --upload_deadline_secs={shorter}"
+    remedy = f"Take --stop_upload_deadline_secs={shorter}"
     if spec.platform != "vertex":
         longer = deadline_secs + UPLOAD_MARGIN_SECS
         remedy += f", or --grace_secs={longer} before `--`"
     raise errors.UsageError(
-        f"--upload_deadline_secs={deadline_secs} is not below the {grace_secs}"
-        " s from SIGTERM to SIGKILL, so the trainer would be killed before it"
-        f" can say what is in the bucket. {remedy}."
+        f"--stop_upload_deadline_secs={deadline_secs} is not below the"
+        f" {grace_secs} s from SIGTERM to SIGKILL, so the trainer would be"
+        f" killed before it can say what is in the bucket. {remedy}."
     )
 
 

@@ -50,6 +50,7 @@ MAY_CHANGE = {
     "workdir": "elsewhere",
     "local_dir": "near",
     "upload_deadline_secs": 1,
+    "stop_upload_deadline_secs": 1,
     "resume": "must",
     "epochs": 60,
     "max_steps": 7,

@@ -211,7 +211,7 @@ def test_what_lies_in_a_bucket_is_written_to_scratch_space_first():
     spec = _spec(workdir="gs://bucket/run", num_workers=2)
     args = (
         "--strategy=multi_worker",
-        "--upload_deadline_secs=40",
+        "--stop_upload_deadline_secs=40",
         "--workdir=gs://bucket/run",
     )
     assert spec.trainer_args == args
@@ -225,12 +225,12 @@ def test_what_lies_in_a_bucket_is_written_to_scratch_space_first():
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({}, ["--upload_deadline_secs=40"]),
-        ({"grace_secs": 120}, ["--upload_deadline_secs=100"]),
-        ({"spot": True}, ["--upload_deadline_secs=5"]),
+        ({}, ["--stop_upload_deadline_secs=40"]),
+        ({"grace_secs": 120}, ["--stop_upload_deadline_secs=100"]),
+        ({"spot": True}, ["--stop_upload_deadline_secs=5"]),
         (
-            {"trainer_flags": ("--upload_deadline_secs=9",)},
-            ["--upload_deadline_secs=9"],
+            {"trainer_flags": ("--stop_upload_deadline_secs=9",)},
+            ["--stop_upload_deadline_secs=9"],
         ),
         ({"workdir": "/volume/run"}, []),
     ],
@@ -238,21 +238,21 @@ def test_what_lies_in_a_bucket_is_written_to_scratch_space_first():
 def test_uploads_end_before_the_job_is_killed(fields, expected):
     defaults = {"platform": "kubernetes", "workdir": "gs://bucket/run"}
     args = _spec(**defaults | fields).trainer_args
-    assert [a for a in args if a.startswith("--upload")] == expected
+    assert [a for a in args if a.startswith("--stop_upload")] == expected
 
 
 @pytest.mark.parametrize("platform", ["docker", "kubernetes", "slurm"])
 @pytest.mark.parametrize(
     ("fields", "legal"),
     [
-        ({"trainer_flags": ("--upload_deadline_secs=60",)}, False),
-        ({"trainer_flags": ("--upload_deadline_secs=59",)}, True),
+        ({"trainer_flags": ("--stop_upload_deadline_secs=60",)}, False),
+        ({"trainer_flags": ("--stop_upload_deadline_secs=59",)}, True),
         ({"grace_secs": 5}, False),
         ({"grace_secs": 6}, True),
         (
             {
                 "workdir": "runs/one",
-                "trainer_flags": ("--upload_deadline_secs=60",),
+                "trainer_flags": ("--stop_upload_deadline_secs=60",),
             },
             True,
         ),
@@ -268,7 +268,7 @@ def test_uploads_that_would_be_killed_are_refused(platform, fields, legal):
     with pytest.raises(errors.UsageError, match="is not below the") as caught:
         trainer_flags.check(spec)
     deadline = 5 if "grace_secs" in fields else 60
-    assert f"--upload_deadline_secs={deadline} " in str(caught.value)
+    assert f"--stop_upload_deadline_secs={deadline} " in str(caught.value)
     assert f"or --grace_secs={deadline + 20}" in str(caught.value)
 
 

@@ -445,7 +445,7 @@ def test_the_newest_checkpoint_goes_first_where_time_is_short(
         machine.write(f"samples/epoch_{number:04d}.png", b"picture")
     wait_until(lambda: fake.count("POST", "epoch_0003"))
     machine.save(350)
-    machine.mirror.close(LIMIT_SECS, is_urgent=is_urgent)
+    machine.mirror.close(LIMIT_SECS, is_urgent=lambda: is_urgent)
     sent = [request for request in fake.requests if request.startswith("POST")]
     [commit] = [i for i, r in enumerate(sent) if "350/MANIFEST" in r]
     last = max(i for i, r in enumerate(sent) if "epoch_" in r)
@@ -732,6 +732,33 @@ def test_the_end_waits_no_longer_than_the_deadline(
     )
     machine.mirror._uploader._thread.join(LIMIT_SECS)
     assert not is_in_bucket(fake, 350), "uploaded after the deadline"
+
+
+@pytest.mark.parametrize("signal_secs", [None, 0.0, 0.3])
+def test_after_a_signal_the_end_waits_less(fake, make_machine, signal_secs):
+    machine = make_machine("a1")
+    machine.start()
+    stalled = fake.fail("POST", "metrics", "stall", 3)
+    machine.write("metrics.jsonl", b"350\n")
+    machine.save(350)
+    wait_until(lambda: stalled.times == 0)
+    start = time.monotonic()
+
+    def is_urgent():
+        if signal_secs is None:
+            return False
+        return time.monotonic() >= start + signal_secs
+
+    machine.mirror.close(
+        LIMIT_SECS, urgent_deadline_secs=0.2, is_urgent=is_urgent
+    )
+    secs = time.monotonic() - start
+    machine.mirror._uploader._thread.join(LIMIT_SECS)
+    if signal_secs is None:
+        assert is_in_bucket(fake, 350)
+    else:
+        assert signal_secs + 0.2 <= secs < signal_secs + 2
+        assert not is_in_bucket(fake, 350), "uploaded after the deadline"
 
 
 def test_a_stalled_server_does_not_keep_the_process(fake, tmp_path):

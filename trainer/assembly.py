@@ -359,7 +359,9 @@ def open_mirror(
             yield mirror
         finally:
             mirror.close(
-                config.upload_deadline_secs, is_urgent=interruption.requested
+                config.upload_deadline_secs,
+                urgent_deadline_secs=config.stop_upload_deadline_secs,
+                is_urgent=lambda: interruption.requested,
             )
             # Of what a failed download had not looked at, nothing is known.
             logging.info(mirror.durability())

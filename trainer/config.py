@@ -86,6 +86,15 @@ class Config:
         "seconds",
         minimum=0,
     )
+    stop_upload_deadline_secs: int | None = _free(
+        _RUN,
+        None,
+        "Once a signal to stop has come, it waits so long at most; choose it"
+        " below the time that there is before SIGKILL.",
+        "seconds",
+        minimum=0,
+        default_text="upload_deadline_secs",
+    )
     resume: str = _free(
         _RUN,
         "auto",

@@ -33,6 +33,6 @@ exec docker run \
   --epochs=100 \
   --dataset=mnist \
   --data_dir=/data \
-  --upload_deadline_secs=70 \
+  --stop_upload_deadline_secs=70 \
   --workdir=gs://bucket/runs/first \
   --local_dir=/scratch/run

@@ -29,7 +29,7 @@ srun \
   --strategy=multi_worker \
   --dataset=mnist \
   --data_dir=/data/mnist \
-  --upload_deadline_secs=40 \
+  --stop_upload_deadline_secs=40 \
   --workdir=gs://bucket/runs/first
 code=$?
 

@@ -147,15 +147,27 @@ class Mirror:
         self._newest_local = name
         self._pack(name)
 
-    def close(self, deadline_secs: float, *, is_urgent: bool = False) -> None:
+    def close(
+        self,
+        deadline_secs: float,
+        *,
+        urgent_deadline_secs: float | None = None,
+        is_urgent: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Uploads what is left, and ends; never raises.
 
         Args:
             deadline_secs: After so long it returns, whatever the network does.
-            is_urgent: Whether the process may be killed before that, so that
-                the newest checkpoint goes before its pictures.
+            urgent_deadline_secs: The same once it is urgent, from then on; None
+                if that makes no difference.
+            is_urgent: Whether the process may be killed soon, so that the
+                newest checkpoint goes before its pictures; asked repeatedly.
         """
-        self._uploader.close(deadline_secs, is_urgent=is_urgent)
+        self._uploader.close(
+            deadline_secs,
+            urgent_deadline_secs=urgent_deadline_secs,
+            is_urgent=is_urgent,
+        )
 
     @property
     def num_failed(self) -> int:

@@ -8,7 +8,7 @@ the training never waits and never fails for it.
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from absl import logging
 
@@ -83,13 +83,28 @@ class Uploader:
             self._checkpoints.discard(replaced)
         self._wake.set()
 
-    def close(self, deadline_secs: float, *, is_urgent: bool) -> None:
+    def close(
+        self,
+        deadline_secs: float,
+        *,
+        urgent_deadline_secs: float | None,
+        is_urgent: Callable[[], bool],
+    ) -> None:
         """Uploads what is left, and ends; see `Mirror.close`."""
-        self._is_urgent = is_urgent
-        self._deadline_secs = time.monotonic() + deadline_secs
-        self._wake.set()
-        if self._thread.ident is not None:
-            self._thread.join(deadline_secs)
+        end_secs = time.monotonic() + deadline_secs
+        while True:
+            if not self._is_urgent and is_urgent():
+                self._is_urgent = True
+                if urgent_deadline_secs is not None:
+                    urgent_secs = time.monotonic() + urgent_deadline_secs
+                    end_secs = min(end_secs, urgent_secs)
+            if self._deadline_secs != end_secs:
+                self._deadline_secs = end_secs
+                self._wake.set()
+            left_secs = end_secs - time.monotonic()
+            if not self._thread.is_alive() or left_secs <= 0:
+                return
+            self._thread.join(min(left_secs, _POLL_SECS))
 
     def _run(self) -> None:
         """Uploads until `close`, and then until all is there or it is late."""
