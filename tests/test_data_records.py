@@ -398,3 +398,34 @@ def test_names_tell_where_an_image_is(tmp_path):
     )
     assert storage.name(0) == "x.tfrecord, record 5"
     assert storage.is_remote
+
+
+def test_shards_stay_open_but_not_too_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_storage, "_MAX_OPEN_SHARDS", 2)
+    shards = record_storage._OpenShards()
+    paths = [tmp_path / str(number) for number in range(3)]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"abc%d" % number)
+        assert shards.read(str(path), 1, 9) == b"bc%d" % number
+    assert list(shards._files) == [str(path) for path in paths[1:]]
+    paths[2].unlink()  # It is read all the same, as long as it is open.
+    assert shards.read(str(paths[2]), 0, 2) == b"ab"
+    assert list(shards._files) == [str(path) for path in paths[1:]]
+
+
+def test_a_shard_that_cannot_be_read_is_opened_anew(tmp_path, monkeypatch):
+    path = tmp_path / "shard"
+    path.write_bytes(b"abc")
+    shards = record_storage._OpenShards()
+    shards.read(str(path), 0, 1)
+
+    def fail(*_):
+        raise OSError("Stale file handle")
+
+    with monkeypatch.context() as context:
+        context.setattr("os.pread", fail)
+        with pytest.raises(OSError, match="Stale"):
+            shards.read(str(path), 0, 1)
+    path.unlink()
+    path.write_bytes(b"xyz")
+    assert shards.read(str(path), 0, 1) == b"x"

@@ -51,9 +51,26 @@ def read_at(file: IO[bytes], offset: int, num_bytes: int) -> bytes:
       OSError: the file cannot be read.
     """
     file.seek(offset)
-    content = file.read(HEADER_BYTES + num_bytes + FOOTER_BYTES)
-    payload = content[HEADER_BYTES:-FOOTER_BYTES]
-    if content[:8] != struct.pack("<Q", num_bytes) or content[
+    return check(file.read(size_of(num_bytes)), num_bytes)
+
+
+def size_of(num_bytes: int) -> int:
+    """Returns the size of the record of a payload."""
+    return HEADER_BYTES + num_bytes + FOOTER_BYTES
+
+
+def check(record: bytes, num_bytes: int) -> bytes:
+    """Returns the payload of a record.
+
+    Args:
+      record: what was read where it should be.
+      num_bytes: of the payload.
+
+    Raises:
+      BadRecord: it is something else.
+    """
+    payload = record[HEADER_BYTES:-FOOTER_BYTES]
+    if record[:8] != struct.pack("<Q", num_bytes) or record[
         -FOOTER_BYTES:
     ] != _masked_crc(payload):
         raise BadRecord("its checksum is wrong")

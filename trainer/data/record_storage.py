@@ -1,8 +1,11 @@
 """Images within records of TFRecord files, read in any order."""
 
+import os
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +13,8 @@ from trainer.data import files, headers, images, record_file
 from trainer.data.quarantine import Quarantine
 
 _REMOTE_THREADS = 64
+# Processes may have 1,024 files open, and other parts want some.
+_MAX_OPEN_SHARDS = 128
 
 
 class Place(NamedTuple):
@@ -44,6 +49,7 @@ class RecordStorage:
             -1, len(Place._fields)
         )
         self._pool = ThreadPoolExecutor(_REMOTE_THREADS)
+        self._open_shards = _OpenShards()
 
     def name(self, index: int) -> str:
         place = Place(*self._places[index].tolist())
@@ -52,10 +58,21 @@ class RecordStorage:
 
     def read(self, index: int) -> bytes:
         place = Place(*self._places[index].tolist())
+        path = self._paths[place.shard]
         try:
-            with files.open_binary(self._paths[place.shard]) as file:
-                payload = record_file.read_at(
-                    file, place.offset, place.num_bytes
+            if self.is_remote:
+                with files.open_binary(path) as file:
+                    payload = record_file.read_at(
+                        file, place.offset, place.num_bytes
+                    )
+            else:
+                payload = record_file.check(
+                    self._open_shards.read(
+                        path,
+                        place.offset,
+                        record_file.size_of(place.num_bytes),
+                    ),
+                    place.num_bytes,
                 )
         except record_file.BadRecord as error:
             raise headers.BadImage(str(error)) from error
@@ -86,6 +103,40 @@ class RecordStorage:
             return self.read(index)
         except (OSError, headers.BadImage):
             return b""  # It will be read again, with more patience.
+
+
+class _OpenShards:
+    """Keeps local shards open: to open one takes longer than to read of it."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[str, IO[bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, path: str, offset: int, num_bytes: int) -> bytes:
+        """Returns the bytes at an offset, fewer at the end of the file.
+
+        Raises:
+          OSError: it cannot be opened or read; it will be opened anew.
+        """
+        file = self._open(path)
+        try:
+            # Of its own offset, so that threads do not disturb each other.
+            return os.pread(file.fileno(), num_bytes, offset)
+        except OSError:
+            with self._lock:
+                self._files.pop(path, None)
+            raise
+
+    def _open(self, path: str) -> IO[bytes]:
+        with self._lock:
+            file = self._files.get(path)
+            if file is None:
+                file = self._files[path] = open(path, "rb", buffering=0)
+                if len(self._files) > _MAX_OPEN_SHARDS:
+                    # Closed when the last thread that reads it is through.
+                    self._files.popitem(last=False)
+            self._files.move_to_end(path)
+            return file
 
 
 def make_list(
