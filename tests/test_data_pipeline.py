@@ -236,27 +236,17 @@ def test_mirrored_strategy_gives_each_replica_its_rows(dataset, num_replicas):
             )
 
 
-def test_batches_are_normalised_floats_of_static_shape(dataset):
-    bright = np.zeros_like(dataset.samples)
-    bright[:, 0] = 255
-    bright[:, 1] = 51
-    stream = batches(
-        data.ArrayDataset(bright, dataset.labels),
-        num_replicas=2,
-    )
+def test_batches_are_bytes_of_static_shape(dataset):
+    stream = batches(dataset, num_replicas=2)
     assert stream.element_spec == {
-        "sample": tf.TensorSpec([4, 4, 5, 3], tf.float32),
+        "sample": tf.TensorSpec([4, 4, 5, 3], tf.uint8),
         "label": tf.TensorSpec([4], tf.int32),
     }
-    sample = next(iter(stream))["sample"].numpy()
-    assert sample[:, 0].tolist() == np.ones((4, 5, 3)).tolist()
-    np.testing.assert_allclose(sample[:, 1], -0.6, atol=1e-6)
-    assert (sample[:, 2:] == -1).all()
 
 
 def test_sample_and_label_belong_together(dataset):
     for batch in batches(dataset).take(STEPS):
-        index = np.rint((batch["sample"].numpy() + 1) * 127.5)
+        index = batch["sample"].numpy()
         expected = batch["label"].numpy()[:, None, None, None]
         np.testing.assert_array_equal(
             index, np.broadcast_to(expected, index.shape)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tests import tiny
-from trainer import losses, messages, randomness
+from trainer import losses, messages, pixels, randomness
 from trainer.data import pipeline
 from trainer.schedule import Schedule
 
@@ -84,7 +84,7 @@ def test_it_is_one_update_after_the_other() -> None:
     step.run(1)
     other, _ = tiny.make_micro(loss=frozen, state_settings=settings)
     # The same real batches and latents, from one step's positions.
-    whole = next(
+    batch = next(
         iter(
             pipeline.training_batches(
                 tiny.micro_noise(),
@@ -95,7 +95,8 @@ def test_it_is_one_update_after_the_other() -> None:
                 seed=0,
             )
         )
-    )["sample"].numpy()
+    )
+    whole = pixels.to_float(batch["sample"]).numpy()
     latents = (
         randomness.Draws(seed=0, purpose="latents", step=0)
         .normal((tiny.GLOBAL_BATCH_SIZE * _N, tiny.LATENT_DIM))

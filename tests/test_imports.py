@@ -85,6 +85,7 @@ _ALLOWED = {
         "ema",
         "learning_rates",
         "network",
+        "pixels",
         "regularizer",
         "train_state",
         "updates",
@@ -169,6 +170,7 @@ _ALLOWED = {
     "progress": set(),
     "randomness": set(),
     "schedule": set(),
+    "pixels": set(),
     "updates": {"loss_scale", "network", "optimizers"},
     "watchdog": {"errors"},
     # Kinds by name.

@@ -181,7 +181,7 @@ def _draw(
         seed=data_config.seed,
         random_flip=data_config.random_flip,
     )
-    images = samples.to_uint8(next(iter(batches))["sample"].numpy())
+    images = next(iter(batches))["sample"].numpy()
     png = samples.to_png(samples.make_grid(images))
     atomic_file.write_bytes(picture, png)
     _print([("picture", f"{picture}, {len(images)} samples, shuffled")])

@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from trainer import pixels
 from trainer.adversarial import MEAN_NAMES, AdversarialRound, Contribution
 from trainer.ema import Ema
 from trainer.learning_rates import LearningRateFactor
@@ -60,8 +61,8 @@ class TrainStep:
         Args:
           state: what to train, created under the strategy's scope.
           strategy: the replicas.
-          batches: endless, per replica {"sample": [B / replicas, ...] in
-            [-1, 1], ...}, the first being that of the state's global step, and
+          batches: endless, per replica {"sample": uint8 [B / replicas, ...],
+            ...}, the first being that of the state's global step, and
             in the order of `trainer.data.pipeline` if there are several parts;
             num_discriminator_steps times as many examples, of which each update
             takes a part, or as many parts as it has itself.
@@ -140,7 +141,9 @@ class TrainStep:
             tf.autograph.experimental.set_loop_options(parallel_iterations=1)
             batch, wait_secs = self._next_batch()
             data_wait_secs += wait_secs
-            per_replica = self._strategy.run(self._replica_step, [batch])
+            per_replica = self._strategy.run(
+                self._replica_step, [batch, wait_secs]
+            )
             # Every replica returns the same numbers.
             metrics = self._strategy.experimental_local_results(per_replica)[0]
             self._state.global_step.assign_add(1)
@@ -155,8 +158,14 @@ class TrainStep:
         with tf.control_dependencies(tf.nest.flatten(parts)):
             return batch, _now_secs() - start_secs
 
-    def _replica_step(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
+    def _replica_step(
+        self, batch: dict[str, tf.Tensor], wait_secs: tf.Tensor
+    ) -> tf.Tensor:
         """All updates of a step; returns the last one's metrics, a vector."""
+        # Not before the clock was read: it would wait for its turn behind the
+        # first layers, on the same cores, and that would be measured.
+        with tf.control_dependencies([wait_secs]):
+            batch = tf.nest.map_structure(tf.identity, batch)
         for index in range(self._num_discriminator_steps - 1):
             self._update_networks(batch, index, trains_generator=False)
         return self._update_networks(
@@ -306,12 +315,14 @@ class TrainStep:
         g_buffers: list[tf.Tensor],
         d_weights: list[tf.Tensor],
         d_buffers: list[tf.Tensor],
+        real: tf.Tensor,
         **kwargs: Any,
     ) -> Contribution:
         """What XLA may compile: tensors in, tensors out."""
         return self._round.contribution(
             Network(self._state.generator, g_weights, g_buffers),
             Network(self._state.discriminator, d_weights, d_buffers),
+            real=pixels.to_float(real),
             **kwargs,
         )
 

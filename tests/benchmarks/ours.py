@@ -65,7 +65,8 @@ def loop_of_nothing(
     step = build_step(config)
     make_idle(step)
     if not clocks:
-        step._next_batch = lambda: (next(step._batches), 0.0)
+        no_time = tf.zeros([], tf.float64)
+        step._next_batch = lambda: (next(step._batches), no_time)
     if not real_batches:
         one_batch = tf.data.Dataset.from_tensors(next(step._batches))
         replace_batches(step, one_batch.repeat())
@@ -190,7 +191,7 @@ def in_loops(config: Config, step: TrainStep) -> Callable[[int], None]:
 def make_idle(step: TrainStep) -> None:
     """Lets the steps compute nothing; call before the first one."""
     num_metrics = len(step._metric_names)
-    step._replica_step = lambda batch: tf.zeros([num_metrics])
+    step._replica_step = lambda batch, wait_secs: tf.zeros([num_metrics])
 
 
 def replace_batches(step: TrainStep, batches: tf.data.Dataset) -> None:

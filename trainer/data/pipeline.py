@@ -107,7 +107,7 @@ def training_batches(
     replicas, the same piece of the global batch, however many they are.
 
     Args:
-      dataset: the examples; until here they are uint8, in host memory.
+      dataset: the examples, uint8, in host memory.
       global_batch_size: examples a step, over all replicas.
       num_replicas: replicas that share them, of all processes.
       first_step: the global step to begin with; beginning late costs nothing.
@@ -117,8 +117,8 @@ def training_batches(
       random_flip: mirror half of the images, other ones in each epoch.
 
     Returns:
-      A dataset of {"sample": float32 [b, H, W, C] in [-1, 1], "label": int32
-      [b]}, of static shapes.
+      A dataset of {"sample": uint8 [b, H, W, C], "label": int32 [b]}, of static
+      shapes. `trainer.pixels` makes floats of the samples, on the device.
 
     Raises:
       DataError: not one global batch can be filled.
@@ -186,10 +186,7 @@ def _make_batch(
             tf.reverse(samples, axis=[2]),
             samples,
         )
-    return {
-        "sample": tf.cast(samples, tf.float32) / 127.5 - 1.0,
-        "label": tf.gather(labels, indices),
-    }
+    return {"sample": samples, "label": tf.gather(labels, indices)}
 
 
 def _flips(step: tf.Tensor, global_batch_size: int, seed: int) -> tf.Tensor:
