@@ -429,3 +429,25 @@ def test_a_shard_that_cannot_be_read_is_opened_anew(tmp_path, monkeypatch):
     path.unlink()
     path.write_bytes(b"xyz")
     assert shards.read(str(path), 0, 1) == b"x"
+
+
+def test_a_stricter_call_takes_back_what_an_earlier_one_allowed(tmp_path):
+    image_files.write_folder(tmp_path / "in", 4)
+    damaged = tmp_path / "in" / "cat" / "0001.jpg"
+    damaged.write_bytes(image_files.damage(damaged.read_bytes()))
+
+    def pack(max_bad_fraction):
+        wanted = data.Wanted(max_bad_fraction=max_bad_fraction)
+        packing.pack(
+            data.stream(f"folder:{tmp_path}/in", data_dir=None, wanted=wanted),
+            tmp_path / "out",
+            shard_bytes=1 << 20,
+            as_samples=False,
+        )
+
+    pack(0.2)
+    assert len(stream(tmp_path / "out" / "*.tfrecord").labels) == 7
+    with pytest.raises(errors.DataError, match="1 of 8 images"):
+        pack(0.1)
+    with pytest.raises(errors.DataError, match="not complete"):
+        stream(tmp_path / "out" / "*.tfrecord")

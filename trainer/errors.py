@@ -71,10 +71,14 @@ class StalledError(TrainerError):
 
 
 class StoppedError(TrainerError):
-    """A signal came before there was anything to save."""
+    """A signal came when there was nothing to save."""
 
-    def __init__(self, exit_code: int) -> None:
-        super().__init__("Stopped before training began: nothing to save.")
+    def __init__(
+        self,
+        exit_code: int,
+        message: str = "Stopped before training began: nothing to save.",
+    ) -> None:
+        super().__init__(message)
         self.exit_code = exit_code
 
 

@@ -18,6 +18,7 @@ from trainer import (
 )
 from trainer.background import BackgroundSaver
 from trainer.config import Config
+from trainer.data import patience
 from trainer.data.dataset import spread
 from trainer.finiteness import FiniteCheck
 from trainer.heartbeat import Heartbeat
@@ -46,7 +47,10 @@ def run(config: Config, heartbeat: Heartbeat) -> int:
       TrainerError: see `trainer.errors`; nothing already saved is lost by it.
         StoppedError if a signal came before there was anything to save.
     """
-    with Interruption() as interruption:
+    with (
+        Interruption() as interruption,
+        patience.stoppable(lambda: interruption.exit_code),
+    ):
         team = assembly.start_team(config, interruption)
         # Entered first, the team ends last: the others wait for the chief.
         with team:

@@ -8,20 +8,17 @@ import csv
 import io
 import os
 from collections.abc import Callable, Iterator
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import google_crc32c
 from absl import logging
 
 from trainer import errors
-from trainer.data import files, headers, images
+from trainer.data import files, images, listing
 from trainer.data.dataset import Wanted
 from trainer.data.quarantine import Quarantine
 
 LABELS_FILE = "labels.csv"
 
-# What is read of each file before training. Headers are nearly always in it.
-_START_BYTES = 4096
 _IGNORED_NAMES = {"thumbs.db", "desktop.ini", "__macosx", LABELS_FILE}
 _SPLIT_NAMES = {"train", "test", "val", "valid", "validation"}
 
@@ -97,7 +94,9 @@ def list_images(path: str, *, data_dir: str | None, wanted: Wanted) -> Any:
             labelled.append(name)
     entries = []
     results = files.map_in_threads(
-        lambda name: _examine(root, name, class_of[name], wanted.max_pixels),
+        lambda name: listing.examine(
+            root, name, class_of[name], max_pixels=wanted.max_pixels
+        ),
         labelled,
         remote=files.is_remote(root),
     )
@@ -266,29 +265,3 @@ def _label_by_table(
     class_names = sorted(set(names.values()), key=int if is_number else None)
     labels = {name: label for label, name in enumerate(class_names)}
     return {f: labels[name] for f, name in names.items()}, tuple(class_names)
-
-
-def _examine(
-    root: str, name: str, label: int, max_pixels: int
-) -> images.Entry | str:
-    """Returns what is known of a file, or why it is bad."""
-    try:
-        with files.open_binary(files.join(root, name)) as file:
-            start = file.read(_START_BYTES)
-            num_bytes = len(start)
-            source: IO[bytes] = io.BytesIO(start)
-            if len(start) == _START_BYTES:
-                num_bytes = file.seek(0, os.SEEK_END)
-                source = file
-            header = headers.read(start, source, max_pixels=max_pixels)
-    except headers.BadImage as bad:
-        return str(bad)
-    except OSError as error:
-        return f"it cannot be read: {error}"
-    return images.Entry(
-        place=name,
-        label=label,
-        num_bytes=num_bytes,
-        crc=google_crc32c.value(start),
-        header=header,
-    )

@@ -97,7 +97,12 @@ def pack(
                 source.quarantine.add(name, reason)
             num_images += len(np.load(packed.list_path(str(path))))
             progress.update(end - start)
-    source.quarantine.check(num_images)
+    try:
+        source.quarantine.check(num_images)
+    except errors.DataError:
+        # That of an earlier call, which allowed more.
+        (output / packed.CLASSES_FILE).unlink(missing_ok=True)
+        raise
     names = {"classes": source.class_names, "num_images": num_images}
     atomic_file.write_bytes(
         output / packed.CLASSES_FILE, json.dumps(names, indent=2).encode()

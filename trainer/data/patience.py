@@ -4,8 +4,10 @@ What cannot be read now is not bad: to go on without it would give other batches
 than an undisturbed run.
 """
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from absl import logging
 
@@ -15,11 +17,37 @@ from trainer import errors
 _PATIENCE_SECS = 240.0
 _FIRST_WAIT_SECS = 0.25
 _LONGEST_WAIT_SECS = 10.0
+_SECS_BETWEEN_CHECKS = 0.2
+
+Result = TypeVar("Result")
+
+
+def _never() -> int:
+    return 0
+
+
+# Of the process, as signals are.
+_exit_code: Callable[[], int] = _never
+
+
+@contextlib.contextmanager
+def stoppable(exit_code: Callable[[], int]) -> Iterator[None]:
+    """While entered, all waits end as soon as there is an exit code but 0.
+
+    The steps that a wait is part of cannot be finished, and whoever has sent
+    the signal will not wait for minutes.
+    """
+    global _exit_code
+    _exit_code = exit_code
+    try:
+        yield
+    finally:
+        _exit_code = _never
 
 
 def read(
-    name: str, read_once: Callable[[], bytes], is_gone: Callable[[], bool]
-) -> bytes | None:
+    name: str, read_once: Callable[[], Result], is_gone: Callable[[], bool]
+) -> Result | None:
     """Returns what is read at last; None for a file that was removed.
 
     Args:
@@ -29,6 +57,7 @@ def read(
 
     Raises:
       StorageError: it could not be read for minutes.
+      StoppedError: a signal came meanwhile; see `stoppable`.
     """
     wait_secs = _FIRST_WAIT_SECS
     end_secs = time.monotonic() + _PATIENCE_SECS
@@ -46,5 +75,17 @@ def read(
                     " the data can be read, then run the same command again."
                 ) from error
             logging.warning("%s cannot be read yet: %s.", name, error)
-        time.sleep(wait_secs)
+        _wait(wait_secs)
         wait_secs = min(2 * wait_secs, _LONGEST_WAIT_SECS)
+
+
+def _wait(secs: float) -> None:
+    end_secs = time.monotonic() + secs
+    while (left_secs := end_secs - time.monotonic()) > 0:
+        if exit_code := _exit_code():
+            raise errors.StoppedError(
+                exit_code,
+                "Stopped while it waited for data that cannot be read. The same"
+                " command goes on from the newest checkpoint, if there is one.",
+            )
+        time.sleep(min(left_secs, _SECS_BETWEEN_CHECKS))

@@ -260,7 +260,7 @@ class StreamedDataset:
                 name = self.images.storage.name(candidate)
                 self.quarantine.replace(name, str(reason))
                 bad.append(candidate)
-            except errors.StorageError as error:
+            except (errors.StorageError, errors.StoppedError) as error:
                 self.quarantine.failure = error
                 raise
             else:
