@@ -71,6 +71,12 @@ _ALLOWED = {
     "command_line": {"errors", "options"},
     "config": {"errors", "options"},
     "options": {"errors"},
+    "bad_files": {
+        "atomic_file",
+        "data.quarantine",
+        "errors",
+        "run_directory",
+    },
     "run_directory": {"atomic_file", "config", "errors"},
     "messages": {"run_directory", "schedule"},
     # Several workers.

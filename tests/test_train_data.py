@@ -124,7 +124,15 @@ def test_what_turned_out_damaged_is_told_at_the_end(
 ):
     folder = damaged(tmp_path, 1)
     changes = {"max_bad_fraction": 0.1, "data_memory_mib": data_memory_mib}
+    # Some more was found in an earlier start.
+    assert run(tmp_path / "run", folder, max_steps=1, **changes) == 0
+    listed = tmp_path / "run" / "bad_files.json"
+    listed.write_text('{"cat/0005.jpg": "removed"}')
+    caplog.clear()
     assert run(tmp_path / "run", folder, **changes) == 0
+    found = json.loads(listed.read_bytes())
+    assert found.pop("cat/0005.jpg") == "removed"
+    assert list(found) == ["dog/0000.jpg"]
     told = [record.getMessage() for record in caplog.records]
     [*_, last] = (text for text in told if "are not used" in text)
     assert "1 of 24 images are not used (1 of them replaced)" in last

@@ -10,6 +10,7 @@ from absl import logging
 
 from trainer import (
     assembly,
+    bad_files,
     distribution,
     errors,
     messages,
@@ -117,6 +118,7 @@ def make_plan(
                     config, directory, store, schedule, attempt, interruption
                 )
             )
+        stack.enter_context(bad_files.listed(directory, dataset.quarantine))
         found = _find_checkpoint(
             config, directory, store, data_digest, schedule
         )

@@ -67,6 +67,11 @@ class RunDirectory:
         return self.root / "evaluations.jsonl"
 
     @property
+    def bad_files(self) -> Path:
+        """The names of the files that were not used, each with the reason."""
+        return self.root / "bad_files.json"
+
+    @property
     def events(self) -> Path:
         """TensorBoard's directory."""
         # Vertex AI shows what is in `logs` of a job's output directory, which

@@ -211,6 +211,7 @@ class MirrorFiles:
             (self._run.metrics.name, _MAX_METRICS_BYTES),
             (self._run.starts.name, _MAX_STARTS_BYTES),
             (self._run.environment.name, _MAX_RECORD_BYTES),
+            (self._run.bad_files.name, _MAX_METRICS_BYTES),
         ]
 
     def _download(self, file: StoredObject, path: pathlib.Path) -> None:
@@ -232,7 +233,10 @@ class MirrorFiles:
     ) -> Iterator[tuple[str, _State]]:
         """Yields what can be uploaded, with its size and time of change."""
         run = self._run
-        paths = [run.config, run.environment, run.metrics, run.starts]
+        paths = [
+            *(run.config, run.environment, run.metrics, run.starts),
+            run.bad_files,
+        ]
         if directories is None:
             paths.append(run.report)
             directories = (run.samples, run.events)
