@@ -414,3 +414,37 @@ def test_flips_belong_to_positions_of_the_global_batch(root, num_parts):
 def test_as_many_batches_as_there_are_images_at_least(root):
     with pytest.raises(errors.DataError, match="31 examples.*32"):
         batches(stream(root), 1, global_batch_size=32)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "size", "resize", "common_size"),
+    [
+        ("JPEG", (71, 90), "crop", (36, 45)),
+        ("PNG", (71, 90), "pad", (71, 90)),
+        ("PNG", (300, 300), "fit", None),  # Too large for a whole batch.
+    ],
+)
+def test_images_of_one_size_are_resized_together(
+    tmp_path, image_format, size, resize, common_size
+):
+    height, width = size
+    image_files.write_folder(
+        tmp_path, 4, height=height, width=width, image_format=image_format
+    )
+    damaged = next((tmp_path / "cat").iterdir())
+    damaged.write_bytes(image_files.damage(damaged.read_bytes()))
+    dataset = stream(tmp_path, resize=resize, max_bad_fraction=0.2)
+    assert dataset._common_size == common_size
+    samples = dataset.reader()(tf.range(8, dtype=tf.int64))
+    one_by_one = [dataset.at(np.array([index]))[0] for index in range(8)]
+    np.testing.assert_array_equal(samples, one_by_one)
+    assert len(dataset.quarantine.reasons) == 1
+
+
+def test_a_header_that_lies_about_the_common_size(tmp_path):
+    image_files.write_folder(tmp_path, 4, height=40, width=60)
+    dataset = stream(tmp_path)
+    expected = dataset.at(np.arange(8))
+    dataset._common_size = (41, 60)  # As if the first ones were exceptions.
+    samples = dataset.reader()(tf.range(8, dtype=tf.int64))
+    np.testing.assert_array_equal(samples, expected)

@@ -288,6 +288,7 @@ _ALLOWED = {
         "data.array_dataset",
         "data.dataset",
         "data.decoding",
+        "data.geometry",
         "data.headers",
         "data.images",
         "data.patience",

@@ -95,13 +95,33 @@ def choose(
     return np.where(is_jpeg, decoders + shrinking, decoders).astype(np.int32)
 
 
+def common_size(
+    heights: np.ndarray, widths: np.ndarray, choices: np.ndarray
+) -> tuple[int, int] | None:
+    """Returns the size that all images decode to, before they are resized.
+
+    Args:
+      heights: [N], from the headers.
+      widths: [N].
+      choices: [N], from `choose`.
+
+    Returns:
+      (height, width); None if there are several.
+    """
+    sizes = np.unique(np.stack([heights, widths, choices], axis=1), axis=0)
+    if len(sizes) > 1:
+        return None
+    height, width, choice = sizes[0].tolist()
+    ratio = _SHRINKING[choice] if choice < len(_SHRINKING) else 1
+    return -(-height // ratio), -(-width // ratio)
+
+
 def decode(
     content: tf.Tensor,
     choice: tf.Tensor,
     *,
     decoders: tuple[int, ...],
-    sample_shape: tuple[int, ...],
-    resize: str,
+    channels: int,
 ) -> tf.Tensor:
     """Decodes one image; for graphs and eager calls.
 
@@ -109,16 +129,14 @@ def decode(
       content: scalar string, an encoded image.
       choice: scalar int32, which of `decoders` to take.
       decoders: numbers from `choose`, all that occur in the data set.
-      sample_shape: (H, W, C) of the result.
-      resize: a key of `geometry.RESIZERS`.
+      channels: C of the result, 1 or 3.
 
     Returns:
-      uint8 `sample_shape`.
+      uint8 [h, w, C], its own size or, if it is a JPEG file, a part of that.
 
     Raises:
       tf.errors.InvalidArgumentError: the image is damaged.
     """
-    height, width, channels = sample_shape
     branches = [
         functools.partial(_DECODERS[number], content, channels)
         for number in decoders
@@ -127,9 +145,4 @@ def decode(
         image = branches[0]()
     else:
         image = tf.switch_case(choice, branches)
-    return geometry.resize(
-        tf.ensure_shape(image, [None, None, channels]),
-        height=height,
-        width=width,
-        how=resize,
-    )
+    return tf.ensure_shape(image, [None, None, channels])

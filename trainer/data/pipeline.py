@@ -23,6 +23,8 @@ _PURPOSE = 0x6F726465
 # Simon and Speck families of lightweight block ciphers", 2013).
 _NUM_CIPHER_ROUNDS = 32
 _PREFETCHED_STEPS = 2
+# While the last images of one are decoded, the next one begins.
+_BATCHES_AT_ONCE = 2
 
 
 def steps_per_epoch(num_examples: int, global_batch_size: int) -> int:
@@ -147,9 +149,9 @@ def training_batches(
     )
     # Endless, so that no replica has to check at every step for the end.
     elements = tf.data.Dataset.counter(first_step * len(local_replicas))
-    batches = elements.map(make_batch).with_options(
-        stream_options.ordered(num_threads=dataset.num_threads)
-    )
+    batches = elements.map(
+        make_batch, num_parallel_calls=_BATCHES_AT_ONCE
+    ).with_options(stream_options.ordered(num_threads=dataset.num_threads))
     return batches.prefetch(_PREFETCHED_STEPS * len(local_replicas))
 
 

@@ -15,7 +15,13 @@ import tensorflow as tf
 from absl import logging
 
 from trainer import errors
-from trainer.data import dataset, decoding, patience, stream_options
+from trainer.data import (
+    dataset,
+    decoding,
+    geometry,
+    patience,
+    stream_options,
+)
 from trainer.data.array_dataset import ArrayDataset, aligned_empty
 from trainer.data.headers import BadImage
 from trainer.data.images import ImageList
@@ -24,6 +30,8 @@ from trainer.data.replacement import Replacements
 
 _REMOTE_READS = 64
 _BATCH_IN_ORDER = 256
+# A batch of 256 in colours then takes 48 MiB, and 192 as floats.
+_MAX_PIXELS_TO_BATCH = 1 << 16
 _SECS_BETWEEN_REPORTS = 10.0
 
 
@@ -56,6 +64,9 @@ class StreamedDataset:
             images.heights,
             images.widths,
             sample_shape=sample_shape,
+        )
+        self._common_size = _not_too_large(
+            decoding.common_size(images.heights, images.widths, numbers)
         )
         decoders, self._choices = np.unique(numbers, return_inverse=True)
         self._decoders = tuple(decoders.tolist())
@@ -112,7 +123,13 @@ class StreamedDataset:
             # where determinism is asked for. What is empty does not decode.
             is_same = size == tf.gather(num_bytes, index)
             content = tf.where(is_same, content, "")
-            return place, self._decode(content, tf.gather(choices, index))
+            image = self._decode(content, tf.gather(choices, index))
+            if self._common_size is None:
+                return place, self._resize(image)
+            # One that is of another size than its header said is read again.
+            return place, tf.ensure_shape(
+                image, [*self._common_size, image.shape[-1]]
+            )
 
         def read(indices: tf.Tensor) -> tf.Tensor:
             size = indices.shape[0]
@@ -124,8 +141,11 @@ class StreamedDataset:
                 [size],
             )
             places = tf.range(size, dtype=tf.int64)
+            image_shape = self.sample_shape
+            if self._common_size is not None:
+                image_shape = (*self._common_size, self.sample_shape[-1])
             nothing = tf.data.Dataset.from_tensors(
-                (places[:0], tf.zeros([0, *self.sample_shape], tf.uint8))
+                (places[:0], tf.zeros([0, *image_shape], tf.uint8))
             )
             # Those that can be read, and their places in the batch.
             places, samples = (
@@ -140,6 +160,10 @@ class StreamedDataset:
                 .with_options(stream_options.ordered())
                 .get_single_element()
             )
+            if self._common_size is not None:
+                # All at once: one by one, more time goes into handing parts of
+                # such small images to threads than into the arithmetic.
+                samples = self._resize(samples)
             samples = tf.cond(
                 tf.size(places) == size,
                 lambda: samples,
@@ -225,9 +249,10 @@ class StreamedDataset:
         """
         try:
             with tf.device("CPU:0"):
-                return self._decode(
+                image = self._decode(
                     tf.constant(content), tf.constant(self._choices[index])
-                ).numpy()
+                )
+                return self._resize(image).numpy()
         except tf.errors.InvalidArgumentError as error:
             raise BadImage(_brief(error)) from error
 
@@ -236,8 +261,14 @@ class StreamedDataset:
             content,
             tf.cast(choice, tf.int32),
             decoders=self._decoders,
-            sample_shape=self.sample_shape,
-            resize=self.resize,
+            channels=self.sample_shape[-1],
+        )
+
+    def _resize(self, images: tf.Tensor) -> tf.Tensor:
+        """Brings images [..., h, w, C] to [..., H, W, C]."""
+        height, width, _ = self.sample_shape
+        return geometry.resize(
+            images, height=height, width=width, how=self.resize
         )
 
     def _complete(
@@ -271,6 +302,13 @@ class StreamedDataset:
             " damaged one is replaced by another of its class. Look at them"
             " with `python -m trainer.data_tools inspect`."
         )
+
+
+def _not_too_large(size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Lets only small images be kept in their own size for a whole batch."""
+    if size is None or size[0] * size[1] > _MAX_PIXELS_TO_BATCH:
+        return None
+    return size
 
 
 def _brief(error: tf.errors.OpError) -> str:
