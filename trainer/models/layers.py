@@ -56,6 +56,7 @@ class BatchNormalization(keras.layers.Layer):
         momentum: float = 0.99,
         epsilon: float = 1e-3,
         gamma_initializer: Any = "ones",
+        affine: bool = True,
         **kwargs: Any,
     ) -> None:
         """Makes the layer.
@@ -66,6 +67,7 @@ class BatchNormalization(keras.layers.Layer):
           momentum: decay of the moving statistics.
           epsilon: added to the variance.
           gamma_initializer: of the scales, anything that Keras understands.
+          affine: whether there are scales and offsets.
           **kwargs: of `keras.layers.Layer`.
         """
         super().__init__(**kwargs)
@@ -73,6 +75,7 @@ class BatchNormalization(keras.layers.Layer):
         self.momentum = momentum
         self.epsilon = epsilon
         self.gamma_initializer = keras.initializers.get(gamma_initializer)
+        self.affine = affine
 
     def build(self, input_shape: Shape) -> None:
         def per_channel(name: str, initial: Any, trainable: bool) -> Any:
@@ -85,8 +88,9 @@ class BatchNormalization(keras.layers.Layer):
                 autocast=False,
             )
 
-        self.gamma = per_channel("gamma", self.gamma_initializer, True)
-        self.beta = per_channel("beta", "zeros", True)
+        if self.affine:
+            self.gamma = per_channel("gamma", self.gamma_initializer, True)
+            self.beta = per_channel("beta", "zeros", True)
         self.moving_mean = per_channel("moving_mean", "zeros", False)
         self.moving_variance = per_channel("moving_variance", "ones", False)
 
@@ -110,11 +114,20 @@ class BatchNormalization(keras.layers.Layer):
             )
         return outputs
 
+    def _gamma_and_beta(self, channels: int) -> tuple[tf.Tensor, tf.Tensor]:
+        if self.affine:
+            return (
+                tf.convert_to_tensor(self.gamma),
+                tf.convert_to_tensor(self.beta),
+            )
+        return tf.ones([channels]), tf.zeros([channels])
+
     def _normalize(
         self, inputs: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
     ) -> tf.Tensor:
-        scale = self.gamma * tf.math.rsqrt(variance + self.epsilon)
-        offset = self.beta - mean * scale
+        gamma, beta = self._gamma_and_beta(inputs.shape[-1])
+        scale = gamma * tf.math.rsqrt(variance + self.epsilon)
+        offset = beta - mean * scale
         # In float32: with a large mean, the two terms nearly cancel.
         outputs = tf.cast(inputs, tf.float32) * scale + offset
         return tf.cast(outputs, inputs.dtype)
@@ -124,10 +137,11 @@ class BatchNormalization(keras.layers.Layer):
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         # The op takes images: [B, C] becomes [B, 1, 1, C].
         images = tf.reshape(inputs, [inputs.shape[0], 1, -1, inputs.shape[-1]])
+        gamma, beta = self._gamma_and_beta(inputs.shape[-1])
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=images,
-            scale=tf.convert_to_tensor(self.gamma),
-            offset=tf.convert_to_tensor(self.beta),
+            scale=gamma,
+            offset=beta,
             mean=[],
             variance=[],
             epsilon=self.epsilon,
@@ -172,4 +186,5 @@ class BatchNormalization(keras.layers.Layer):
             "gamma_initializer": keras.initializers.serialize(
                 self.gamma_initializer
             ),
+            "affine": self.affine,
         }
