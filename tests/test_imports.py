@@ -46,7 +46,7 @@ _ALLOWED = {
     # Looking at a run.
     "evaluate": _EVERYTHING,
     "export": _EVERYTHING,
-    "exported_check": {"models.layers"},
+    "exported_check": {"models"},
     "generate": _EVERYTHING,
     "drawing": {"atomic_file", "generation", "samples", "video"},
     "report": _EVERYTHING,
@@ -89,6 +89,7 @@ _ALLOWED = {
     "train_step": {
         "adversarial",
         "ema",
+        "generation",
         "learning_rates",
         "network",
         "pixels",
@@ -303,9 +304,16 @@ _ALLOWED = {
         "data.record_scan",
         "errors",
     },
-    "models": {"errors", "models.dcgan", "models.dcgan28"},
-    "models.dcgan": {"models.layers"},
-    "models.dcgan28": {"models.layers"},
+    "models": {
+        "errors",
+        "models.dcgan",
+        "models.dcgan28",
+        "models.gangogh",
+    },
+    "models.conditional": {"models.layers"},
+    "models.dcgan": {"models.conditional", "models.layers"},
+    "models.dcgan28": {"models.conditional", "models.layers"},
+    "models.gangogh": {"models.conditional", "models.layers"},
     "models.layers": {"randomness"},
     # Where checkpoints are kept.
     "background": {"checkpoint", "errors", "storage.manifest"},

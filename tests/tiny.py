@@ -12,7 +12,7 @@ from trainer import distribution, losses, penalties, train_step
 from trainer.data import pipeline
 from trainer.data.array_dataset import ArrayDataset
 from trainer.ema import Ema
-from trainer.models import layers
+from trainer.models import conditional, layers
 from trainer.regularizer import Regularizer
 from trainer.team import Team
 from trainer.train_state import TrainState
@@ -28,24 +28,26 @@ def build_generator(
     sample_shape: tuple[int, ...] = (28, 28, 1),
     width: None = None,
     sync_batch_norm: bool = False,
+    num_classes: int | None = None,
 ) -> keras.Model:
     """Builds latents [B, latent_dim] -> images [B, 28, 28, 1]."""
-    return keras.Sequential(
+    return _model(
+        "generator",
+        keras.Input([latent_dim]),
         [
-            keras.Input([latent_dim]),
             keras.layers.Dense(7 * 7 * 4, use_bias=False),
-            layers.BatchNormalization(synchronized=sync_batch_norm),
+            _batch_norm(sync_batch_norm, num_classes),
             keras.layers.LeakyReLU(0.3),
             keras.layers.Reshape([7, 7, 4]),
             keras.layers.Conv2DTranspose(
                 4, 5, strides=2, padding="same", use_bias=False
             ),
-            layers.BatchNormalization(synchronized=sync_batch_norm),
+            _batch_norm(sync_batch_norm, num_classes),
             keras.layers.LeakyReLU(0.3),
             keras.layers.Conv2DTranspose(1, 5, strides=2, padding="same"),
             keras.layers.Activation("tanh"),
         ],
-        name="generator",
+        num_classes,
     )
 
 
@@ -54,12 +56,14 @@ def build_discriminator(
     sample_shape: tuple[int, ...] = (28, 28, 1),
     width: None = None,
     sync_batch_norm: bool = False,
+    num_classes: int | None = None,
     dropout_rate: float = 0.3,
 ) -> keras.Model:
     """Builds images [B, 28, 28, 1] -> logits [B, 1]."""
-    return keras.Sequential(
+    return _model(
+        "discriminator",
+        keras.Input([28, 28, 1]),
         [
-            keras.Input([28, 28, 1]),
             keras.layers.Conv2D(4, 5, strides=2, padding="same"),
             keras.layers.LeakyReLU(0.3),
             layers.Dropout(dropout_rate),
@@ -67,10 +71,39 @@ def build_discriminator(
             keras.layers.LeakyReLU(0.3),
             layers.Dropout(dropout_rate),
             keras.layers.Flatten(),
-            keras.layers.Dense(1),
+            _last_layer(num_classes),
         ],
-        name="discriminator",
+        num_classes,
     )
+
+
+def _batch_norm(
+    synchronized: bool, num_classes: int | None
+) -> keras.layers.Layer:
+    if num_classes is None:
+        return layers.BatchNormalization(synchronized=synchronized)
+    return conditional.ConditionalBatchNormalization(
+        num_classes, synchronized=synchronized
+    )
+
+
+def _last_layer(num_classes: int | None) -> keras.layers.Layer:
+    if num_classes is None:
+        return keras.layers.Dense(1)
+    return conditional.Projection(num_classes)
+
+
+def _model(
+    name: str,
+    inputs: keras.KerasTensor,
+    network: list[keras.layers.Layer],
+    num_classes: int | None,
+) -> keras.Model:
+    if num_classes is None:
+        return keras.Sequential([inputs, *network], name=name)
+    labels = conditional.labels_input()
+    outputs = conditional.chain(network, inputs, labels)
+    return keras.Model([inputs, labels], outputs, name=name)
 
 
 def noise() -> ArrayDataset:
@@ -176,35 +209,41 @@ def assert_alike(
 MICRO_SHAPE = (8, 8, 1)
 
 
-def build_micro_generator(*, sync_batch_norm: bool = True) -> keras.Model:
+def build_micro_generator(
+    *, sync_batch_norm: bool = True, num_classes: int | None = None
+) -> keras.Model:
     """Builds latents [B, LATENT_DIM] -> images [B, 8, 8, 1]."""
-    return keras.Sequential(
+    return _model(
+        "generator",
+        keras.Input([LATENT_DIM]),
         [
-            keras.Input([LATENT_DIM]),
             keras.layers.Dense(64, use_bias=False),
-            layers.BatchNormalization(synchronized=sync_batch_norm),
+            _batch_norm(sync_batch_norm, num_classes),
             keras.layers.LeakyReLU(0.3),
             keras.layers.Reshape(MICRO_SHAPE),
             keras.layers.Conv2D(1, 3, padding="same"),
             keras.layers.Activation("tanh"),
         ],
-        name="generator",
+        num_classes,
     )
 
 
-def build_micro_discriminator(*, dropout_rate: float = 0.3) -> keras.Model:
+def build_micro_discriminator(
+    *, dropout_rate: float = 0.3, num_classes: int | None = None
+) -> keras.Model:
     """Builds images [B, 8, 8, 1] -> logits [B, 1]."""
-    return keras.Sequential(
+    return _model(
+        "discriminator",
+        keras.Input(MICRO_SHAPE),
         [
-            keras.Input(MICRO_SHAPE),
             keras.layers.Conv2D(4, 3, strides=2, padding="same"),
             keras.layers.LeakyReLU(0.3),
             layers.Dropout(dropout_rate),
             keras.layers.Flatten(),
             keras.layers.Dense(8, activation="softplus"),
-            keras.layers.Dense(1),
+            _last_layer(num_classes),
         ],
-        name="discriminator",
+        num_classes,
     )
 
 
@@ -227,6 +266,8 @@ def make_micro(
     ema_half_life_images: int = 0,
     checkpoint: str | None = None,
     jit_compile: bool = False,
+    num_classes: int | None = None,
+    dataset: ArrayDataset | None = None,
     **step_settings: Any,
 ) -> tuple[TrainState, TrainStep]:
     """Builds the smallest networks and connects them with noise.
@@ -240,6 +281,8 @@ def make_micro(
       ema_half_life_images: of the average; 0: none.
       checkpoint: of a state like this one, to go on from.
       jit_compile: without synchronized batch norm, which XLA cannot compile.
+      num_classes: that both networks are told; None: none.
+      dataset: of 8x8 grey images; None: noise.
       **step_settings: of `build_step`.
     """
     strategy = distribution.make_strategy(
@@ -250,9 +293,11 @@ def make_micro(
         strategy,
         **{
             "generator": lambda: build_micro_generator(
-                sync_batch_norm=not jit_compile
+                sync_batch_norm=not jit_compile, num_classes=num_classes
             ),
-            "discriminator": build_micro_discriminator,
+            "discriminator": lambda: build_micro_discriminator(
+                num_classes=num_classes
+            ),
             "has_penalty": penalty != "none",
             "has_ema": ema_half_life_images > 0,
             **(state_settings or {}),
@@ -279,7 +324,7 @@ def make_micro(
     step = build_step(
         state,
         Team(strategy),
-        dataset=micro_noise(),
+        dataset=dataset or micro_noise(),
         ema=ema,
         regularizer=regularizer,
         jit_compile=jit_compile,

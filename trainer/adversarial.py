@@ -93,7 +93,9 @@ class AdversarialRound:
 
         Args:
           generator: latents [b, latent_dim] -> samples.
-          discriminator: samples -> logits [b, 1].
+          discriminator: samples -> logits [b, 1]. If the two have labels, those
+            are of the real samples: generated ones are asked for in the same
+            classes.
           real: [b, ...] in [-1, 1].
           step: the global step.
           d_update: the number of updates of the discriminator before this one.

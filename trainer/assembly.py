@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -16,6 +17,7 @@ from trainer import (
     data,
     distribution,
     divergence,
+    errors,
     losses,
     models,
     penalties,
@@ -25,7 +27,13 @@ from trainer import (
 )
 from trainer.config import Config
 from trainer.data import pipeline
-from trainer.data.dataset import Dataset, Wanted
+from trainer.data.dataset import (
+    Dataset,
+    Wanted,
+    examples_of,
+    num_classes,
+    spread,
+)
 from trainer.ema import Ema
 from trainer.evaluation import extractors, metrics
 from trainer.evaluation.evaluator import Evaluator
@@ -123,16 +131,32 @@ def load_data(config: Config) -> Dataset:
 
     Raises:
       DataError: they are missing, damaged, or too few.
-      UsageError: the model cannot make samples of their shape.
+      UsageError: the model cannot make samples of their shape, or their classes
+        are wanted and they have none.
     """
     dataset = data.load(
         config.dataset, data_dir=config.data_dir, wanted=wanted_data(config)
     )
     models.check(config.model, dataset.sample_shape, width=config.model_width)
+    _check_classes(config, dataset)
     logging.info("%s: %s.", config.dataset, dataset.describe())
     if summary := dataset.quarantine.summary():
         logging.warning("%s", summary)
     return dataset
+
+
+def _check_classes(config: Config, dataset: Dataset) -> None:
+    if config.conditional and num_classes(dataset) < 2:
+        raise errors.UsageError(
+            "--conditional needs data of several classes, and --dataset="
+            f"{config.dataset} has one. Leave it out, or choose data with"
+            " labels: in a folder, a sub-folder for each class."
+        )
+
+
+def conditional_classes(config: Config, dataset: Dataset) -> int | None:
+    """Returns how many classes the networks know; None: they take no labels."""
+    return num_classes(dataset) if config.conditional else None
 
 
 def wanted_data(config: Config) -> Wanted:
@@ -187,18 +211,30 @@ def build_state(
     strategy: tf.distribute.Strategy,
     sample_shape: tuple[int, ...],
     *,
+    num_classes: int | None = None,
     num_rollbacks: int = 0,
 ) -> TrainState:
-    """Builds networks and optimizers on the replicas."""
+    """Builds networks and optimizers on the replicas.
+
+    Args:
+      config: of the run.
+      strategy: the replicas.
+      sample_shape: such as (H, W, C).
+      num_classes: see `conditional_classes`.
+      num_rollbacks: how often the run has gone back so far.
+    """
     model = models.get(config.model)
     factor = config.rollback_learning_rate_factor**num_rollbacks
     with strategy.scope():
         return TrainState(
-            build_generator=lambda: build_generator(config, sample_shape),
+            build_generator=lambda: build_generator(
+                config, sample_shape, num_classes=num_classes
+            ),
             build_discriminator=lambda: model.build_discriminator(
                 sample_shape=sample_shape,
                 width=config.model_width,
                 sync_batch_norm=config.sync_batch_norm,
+                num_classes=num_classes,
             ),
             g_learning_rate=config.g_learning_rate * factor,
             d_learning_rate=config.d_learning_rate * factor,
@@ -229,14 +265,18 @@ def _learning_rate_factor(config: Config) -> LearningRateFactor | None:
 
 
 def build_generator(
-    config: Config, sample_shape: tuple[int, ...]
+    config: Config,
+    sample_shape: tuple[int, ...],
+    *,
+    num_classes: int | None,
 ) -> keras.Model:
-    """Builds the generator alone."""
+    """Builds the generator alone; see `build_state`."""
     return models.get(config.model).build_generator(
         latent_dim=config.latent_dim,
         sample_shape=sample_shape,
         width=config.model_width,
         sync_batch_norm=config.sync_batch_norm,
+        num_classes=num_classes,
     )
 
 
@@ -414,12 +454,22 @@ def make_quality(
     return Quality(evaluator, generator, host_state=host_state)
 
 
+def real_images(config: Config, dataset: Dataset) -> np.ndarray:
+    """Returns real images to lay out like the samples, uint8 [B, H, W, C]."""
+    if classes := conditional_classes(config, dataset):
+        labels = samples.grid_labels(config.num_samples, classes)
+        return examples_of(dataset, labels.reshape(-1))
+    return spread(dataset, config.num_samples)
+
+
 def open_outputs(
     config: Config,
     directory: RunDirectory,
     schedule: Schedule,
     state: TrainState,
     first_step: int,
+    *,
+    num_classes: int | None = None,
 ) -> Outputs:
     """Opens what the run shows, from a global step on."""
     return Outputs(
@@ -430,6 +480,7 @@ def open_outputs(
             latent_dim=config.latent_dim,
             num_samples=config.num_samples,
             seed=config.seed,
+            num_classes=num_classes,
         ),
         images_per_step=config.images_per_step,
         first_step=first_step,

@@ -34,7 +34,7 @@ DEFAULT_BATCH_SIZES = {
 }
 ARRAYS = tuple(name for name in DEFAULT_BATCH_SIZES if name not in SOURCES)
 RESIZERS = ("fit", "crop", "pad")
-MODELS = ("dcgan28", "dcgan")
+MODELS = ("dcgan28", "dcgan", "gangogh")
 OPTIMIZERS = ("adam", "rmsprop")
 LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
 LOSSES = (
@@ -219,7 +219,8 @@ class Config:
         "dcgan28",
         "The two networks. dcgan28: the DCGAN of TensorFlow's tutorial, for"
         " 28x28 grey images; dcgan: that of Radford et al., for any size from"
-        " 16 to 256, grey or in colours.",
+        " 16 to 256, grey or in colours; gangogh: with gates that know the"
+        " class, for 32 to 128 in steps of 16.",
         choices=MODELS,
     )
     model_width: int | None = _fixed(
@@ -230,7 +231,13 @@ class Config:
         "channels",
         minimum=1,
         maximum=1024,
-        default_text="64 for dcgan; dcgan28 has no choice",
+        default_text="64 for dcgan and gangogh; dcgan28 has no choice",
+    )
+    conditional: bool = _fixed(
+        _MODEL,
+        False,
+        "Tell both networks the classes of the images, so that the generator"
+        " can be asked for one. The data must have several.",
     )
     latent_dim: int = _fixed(
         _MODEL,
@@ -467,7 +474,8 @@ class Config:
     num_samples: int = _free(
         _OUTPUT,
         16,
-        "Images in the sample grid.",
+        "Images in the sample grid; with --conditional in a column for each"
+        " class, rounded up to as many of each.",
         "images",
         minimum=1,
         maximum=4096,

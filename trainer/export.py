@@ -185,6 +185,10 @@ def _card(run: "StoredRun", specs: dict) -> str:
         for name, spec in specs.items()
     )
     settings = json.dumps(dataclasses.asdict(config), indent=2)
+    labels, call = "", "latents=latents"
+    if "labels" in specs:
+        labels = f"labels = tf.range(16) % {run.num_classes}\n"
+        call += ", labels=labels"
     return f"""\
 # Generator of {config.model}, trained on {config.dataset}
 
@@ -195,8 +199,8 @@ data {run.checkpoint.host_state["data_digest"]}.
 ## Use
 
 `saved_model/` needs TensorFlow alone; `generator.keras` needs `import
-trainer.models.layers` first. Latents are drawn from N(0, 1); samples are in
-[-1, 1].
+trainer.models` first. Latents are drawn from N(0, 1); samples are in [-1, 1].\
+{_classes(run) if labels else ""}
 
 {inputs}
 
@@ -204,7 +208,7 @@ trainer.models.layers` first. Latents are drawn from N(0, 1); samples are in
 loaded = tf.saved_model.load("saved_model")
 generator = loaded.signatures["serving_default"]
 latents = tf.random.normal([16, {config.latent_dim}])
-samples = generator(latents=latents)["samples"]
+{labels}samples = generator({call})["samples"]
 ```
 
 ## How good it is
@@ -217,6 +221,15 @@ samples = generator(latents=latents)["samples"]
 {settings}
 ```
 """
+
+
+def _classes(run: "StoredRun") -> str:
+    text = f" Labels\nare 0 to {run.num_classes - 1}"
+    names = run.checkpoint.host_state.get("class_names")
+    if names:
+        listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
+        text += f": {listed}"
+    return f"{text}."
 
 
 def _evaluations(run: "StoredRun") -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 # Registers the layers of the generators, which a .keras file only names.
-from trainer.models import layers  # noqa: F401
+import trainer.models  # noqa: F401
 
 SAVED_MODEL = "saved_model"
 KERAS_FILE = "generator.keras"

@@ -18,11 +18,14 @@ class Network(NamedTuple):
       model: the model.
       weights: of its trainable variables.
       buffers: of the others, such as moving statistics.
+      labels: int32 [B], the classes of the examples that it is called with;
+        None for a model that takes none.
     """
 
     model: keras.Model
     weights: list[tf.Tensor]
     buffers: list[tf.Tensor]
+    labels: tf.Tensor | None = None
 
     @classmethod
     def of(cls, model: keras.Model) -> "Network":
@@ -42,7 +45,7 @@ class Network(NamedTuple):
         """Calls the model in training mode.
 
         Args:
-          inputs: [B, ...].
+          inputs: [B, ...]; the labels go in beside them.
           buffers: instead of the model's own, from an earlier call.
 
         Returns:
@@ -51,7 +54,7 @@ class Network(NamedTuple):
         outputs, new_buffers = self.model.stateless_call(
             self.weights,
             self.buffers if buffers is None else buffers,
-            inputs,
+            inputs if self.labels is None else [inputs, self.labels],
             training=True,
         )
         return tf.cast(outputs, tf.float32), new_buffers

@@ -76,7 +76,7 @@ class Outputs:
 
     def show_real(self, images: np.ndarray) -> None:
         """Writes `real.png` from training samples, uint8 [B, H, W, C]."""
-        png = samples.to_png(samples.make_grid(images))
+        png = self._grid(images)
         with self._going_on_without_it():
             atomic_file.make_directory(self._directory.samples)
             atomic_file.write_bytes(self._directory.samples / "real.png", png)
@@ -155,14 +155,17 @@ class Outputs:
     def draw_samples(self, step: int) -> None:
         """Writes the grid of the epoch that ends with `step`."""
         epoch = self._schedule.epoch(step)
-        images = samples.to_uint8(self._sampler.sample())
-        png = samples.to_png(samples.make_grid(images))
+        png = self._grid(samples.to_uint8(self._sampler.sample()))
         path = samples.epoch_path(self._directory.samples, epoch)
         with self._going_on_without_it():
             atomic_file.make_directory(self._directory.samples)
             atomic_file.write_bytes(path, png)
         with self._going_on_without_it():
             self._metrics.write_image(step, "samples/generated", png)
+
+    def _grid(self, images: np.ndarray) -> bytes:
+        columns = self._sampler.num_columns
+        return samples.to_png(samples.make_grid(images, columns=columns))
 
     def flush(self) -> None:
         """Puts on the disk what the next checkpoint stands for."""

@@ -70,6 +70,7 @@ class Plan:
             "steps_per_epoch": self.schedule.steps_per_epoch,
             "num_images": len(self.dataset.labels),
             "num_bad_images": self.dataset.quarantine.num_bad,
+            "class_names": list(self.dataset.class_names),
         }
 
 

@@ -22,8 +22,31 @@ _MAX_FRAMES = 200
 _SAMPLES_PER_CALL = 64
 
 
+def grid_labels(num_samples: int, num_classes: int) -> np.ndarray:
+    """Returns the classes of a grid, row by row, a column for each class.
+
+    Args:
+      num_samples: rounded up to as many of each class. If there are more
+        classes, so many of them, evenly spaced, get one each.
+      num_classes: K.
+
+    Returns:
+      int32 [rows, columns].
+    """
+    num_columns = min(num_classes, num_samples)
+    shown = np.linspace(0, num_classes - 1, num_columns).round()
+    num_rows = math.ceil(num_samples / num_columns)
+    return np.tile(shown.astype(np.int32), [num_rows, 1])
+
+
 class Sampler:
-    """Makes the same samples' successors: its latents never change."""
+    """Makes the same samples' successors: its latents never change.
+
+    A generator with classes makes the same latents in each class of a row.
+
+    Attributes:
+      num_columns: of the grid; None for about as many as rows.
+    """
 
     def __init__(
         self,
@@ -32,18 +55,44 @@ class Sampler:
         latent_dim: int,
         num_samples: int,
         seed: int,
+        num_classes: int | None = None,
     ) -> None:
-        """Draws the latents [num_samples, latent_dim] from the run's seed."""
+        """Draws the latents from the run's seed.
+
+        Args:
+          generator: latents [B, latent_dim], or (latents, labels int32 [B]), ->
+            samples [B, ...] in [-1, 1].
+          latent_dim: its own.
+          num_samples: how many, see `grid_labels` for one with classes.
+          seed: the run's.
+          num_classes: that the generator knows; None: it takes no labels.
+        """
+        self.num_columns: int | None = None
+        labels = None
+        num_latents = num_samples
+        if num_classes is not None:
+            labels = grid_labels(num_samples, num_classes)
+            num_latents, self.num_columns = labels.shape
+            num_samples = labels.size
         latents = randomness.Draws(
             seed=seed, purpose="sample latents", step=0
-        ).normal((num_samples, latent_dim))
+        ).normal((num_latents, latent_dim))
+        if self.num_columns:
+            latents = tf.repeat(latents, self.num_columns, axis=0)
         # Of one shape, the last chunk being padded, so that one graph does.
         size = min(num_samples, _SAMPLES_PER_CALL)
-        padded = tf.pad(latents, [[0, -num_samples % size], [0, 0]])
+        padding = [0, -num_samples % size]
+        padded = tf.pad(latents, [padding, [0, 0]])
         self._chunks = tf.split(padded, len(padded) // size)
+        if labels is not None:
+            padded_labels = tf.pad(labels.reshape(-1), [padding])
+            parts = tf.split(padded_labels, len(self._chunks))
+            self._chunks = [
+                list(c) for c in zip(self._chunks, parts, strict=True)
+            ]
         self._num_samples = num_samples
         self._generate = tf.function(
-            lambda latents: generator(latents, training=False)
+            lambda inputs: generator(inputs, training=False)
         )
 
     def sample(self) -> np.ndarray:

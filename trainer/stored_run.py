@@ -62,7 +62,11 @@ class StoredRun:
         shape = self.checkpoint.host_state.get("sample_shape")
         if shape is None:
             shape = assembly.load_data(self.config).sample_shape
-        generator = assembly.build_generator(self.config, tuple(shape))
+        generator = assembly.build_generator(
+            self.config,
+            tuple(shape),
+            num_classes=self.num_classes if self.config.conditional else None,
+        )
         prefix = str(self.checkpoint.directory / finder.BUNDLE_PREFIX)
         try:
             names = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()

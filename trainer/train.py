@@ -19,7 +19,6 @@ from trainer import (
 from trainer.background import BackgroundSaver
 from trainer.config import Config
 from trainer.data import patience
-from trainer.data.dataset import spread
 from trainer.finiteness import FiniteCheck
 from trainer.heartbeat import Heartbeat
 from trainer.interruption import Interruption
@@ -98,6 +97,7 @@ def _go_on(plan: Plan, interruption: Interruption, heartbeat: Heartbeat) -> int:
             config,
             team.strategy,
             plan.dataset.sample_shape,
+            num_classes=assembly.conditional_classes(config, plan.dataset),
             num_rollbacks=plan.num_rollbacks,
         )
 
@@ -115,7 +115,7 @@ def _go_on(plan: Plan, interruption: Interruption, heartbeat: Heartbeat) -> int:
                 first_step=plan.first_step,
                 num_rollbacks=plan.num_rollbacks,
             )
-            outputs.show_real(spread(plan.dataset, config.num_samples))
+            outputs.show_real(assembly.real_images(config, plan.dataset))
             return _train(
                 train_step,
                 schedule=plan.schedule,
@@ -241,7 +241,12 @@ def _keep_files(
 
     with (
         assembly.open_outputs(
-            config, plan.directory, schedule, state, plan.first_step
+            config,
+            plan.directory,
+            schedule,
+            state,
+            plan.first_step,
+            num_classes=assembly.conditional_classes(config, plan.dataset),
         ) as outputs,
         BackgroundSaver(
             checkpointer,

@@ -4,6 +4,12 @@ Each replica computes its contribution (`trainer.adversarial`). Whatever must be
 the same on all replicas (gradients, moving statistics, metrics) is then summed
 over them in one packed reduction, and every replica draws the same conclusion
 from the sums and applies the same update to its own copy of the variables.
+
+Networks with classes get the labels of the real examples, and the generator
+makes as many of each class. So fakes have the classes of the data in their
+proportions (StyleGAN2-ADA draws labels from the data, too), a loss that pairs
+real with fake (R3GAN, arXiv:2501.05441) compares within a class, and nothing is
+drawn that could depend on the number of replicas.
 """
 
 import time
@@ -15,6 +21,7 @@ import tensorflow as tf
 from trainer import pixels
 from trainer.adversarial import MEAN_NAMES, AdversarialRound, Contribution
 from trainer.ema import Ema
+from trainer.generation import takes_labels
 from trainer.learning_rates import LearningRateFactor
 from trainer.network import Network
 from trainer.regularizer import Regularizer
@@ -62,10 +69,11 @@ class TrainStep:
           state: what to train, created under the strategy's scope.
           strategy: the replicas.
           batches: endless, per replica {"sample": uint8 [B / replicas, ...],
-            ...}, the first being that of the state's global step, and
-            in the order of `trainer.data.pipeline` if there are several parts;
-            num_discriminator_steps times as many examples, of which each update
-            takes a part, or as many parts as it has itself.
+            "label": int32 [B / replicas]}, the first being that of the state's
+            global step, and in the order of `trainer.data.pipeline` if there
+            are several parts; num_discriminator_steps times as many examples,
+            of which each update takes a part, or as many parts as it has
+            itself.
           loss: one of `trainer.losses`.
           latent_dim: size of the generator's input.
           global_batch_size: B, over all replicas.
@@ -283,11 +291,15 @@ class TrainStep:
             with tf.control_dependencies(after):
                 step = tf.identity(state.global_step)
                 part_real = tf.identity(real[first : first + part_size])
+                labels = None
+                if takes_labels(state.generator):
+                    labels = batch["label"][first : first + part_size]
             return self._compute(
                 generator.weights,
                 generator.buffers,
                 discriminator.weights,
                 discriminator.buffers,
+                labels=labels,
                 real=part_real,
                 step=step,
                 d_update=d_update,
@@ -315,13 +327,14 @@ class TrainStep:
         g_buffers: list[tf.Tensor],
         d_weights: list[tf.Tensor],
         d_buffers: list[tf.Tensor],
+        labels: tf.Tensor | None,
         real: tf.Tensor,
         **kwargs: Any,
     ) -> Contribution:
         """What XLA may compile: tensors in, tensors out."""
         return self._round.contribution(
-            Network(self._state.generator, g_weights, g_buffers),
-            Network(self._state.discriminator, d_weights, d_buffers),
+            Network(self._state.generator, g_weights, g_buffers, labels),
+            Network(self._state.discriminator, d_weights, d_buffers, labels),
             real=pixels.to_float(real),
             **kwargs,
         )

@@ -86,6 +86,28 @@ def spread(dataset: Dataset, count: int) -> np.ndarray:
     return dataset.at(places.round().astype(np.int64))
 
 
+def examples_of(dataset: Dataset, labels: np.ndarray) -> np.ndarray:
+    """Returns samples of some classes, others for each time that one is named.
+
+    Args:
+      dataset: of uint8 samples.
+      labels: of the samples, integers [B].
+
+    Returns:
+      uint8 [B, ...]; black where the data have no such class.
+    """
+    found = np.zeros([len(labels), *dataset.sample_shape], np.uint8)
+    for label in np.unique(labels):
+        wanted = np.flatnonzero(labels == label)
+        places = np.flatnonzero(dataset.labels == label)
+        if len(places):
+            # Evenly spaced, and again from the first if there are too few.
+            step = max(len(places) // len(wanted), 1)
+            chosen = np.arange(len(wanted)) * step % len(places)
+            found[wanted] = dataset.at(places[chosen])
+    return found
+
+
 def num_classes(dataset: Dataset) -> int:
     """Returns how many classes the labels name; at least one."""
     if dataset.class_names:

@@ -6,17 +6,18 @@ from typing import NamedTuple
 import keras
 
 from trainer import errors
-from trainer.models import dcgan, dcgan28
+from trainer.models import dcgan, dcgan28, gangogh
 
 
 class Model(NamedTuple):
     """How to build the two networks of a GAN, for samples of a shape.
 
     Attributes:
-      build_generator: (latent_dim, sample_shape, width, sync_batch_norm) ->
-        latents [B, latent_dim] to samples [B, *sample_shape].
-      build_discriminator: (sample_shape, width, sync_batch_norm) -> samples to
-        logits [B, 1].
+      build_generator: (latent_dim, sample_shape, width, sync_batch_norm,
+        num_classes) -> latents [B, latent_dim], and labels int32 [B] unless
+        num_classes is None, to samples [B, *sample_shape].
+      build_discriminator: (sample_shape, width, sync_batch_norm, num_classes)
+        -> samples, and labels, to logits [B, 1].
       can_make: whether there are such networks for a sample shape.
       has_width: whether they come in several widths; else width is None.
     """
@@ -37,6 +38,12 @@ MODELS = {
         dcgan.build_generator,
         dcgan.build_discriminator,
         dcgan.can_make,
+        has_width=True,
+    ),
+    "gangogh": Model(
+        gangogh.build_generator,
+        gangogh.build_discriminator,
+        gangogh.can_make,
         has_width=True,
     ),
 }

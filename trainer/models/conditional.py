@@ -5,7 +5,7 @@ gradient of a table as slices, which cannot be packed with those of the other
 weights, and on a GPU sums them in an order of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -19,6 +19,20 @@ Shape = tuple[int | None, ...]
 def labels_input() -> keras.KerasTensor:
     """Returns the input of a functional model that takes labels, int32 [B]."""
     return keras.Input([], dtype="int32", name="labels")
+
+
+def chain(
+    network: Sequence[keras.layers.Layer],
+    inputs: keras.KerasTensor,
+    labels: keras.KerasTensor,
+) -> keras.KerasTensor:
+    """Calls layers one after the other, those that take labels with them."""
+    for layer in network:
+        if isinstance(layer, (ConditionalBatchNormalization, Projection)):
+            inputs = layer(inputs, labels=labels)
+        else:
+            inputs = layer(inputs)
+    return inputs
 
 
 @keras.saving.register_keras_serializable("trainer")

@@ -10,13 +10,18 @@ the authors' code; there are no biases beside those of batch norm.
 The paper has four stages from 4x4 to 64x64. Here there are as many as halve the
 shorter side down to 4 to 7 pixels; odd sizes round up, as strides do. Latents
 are normal instead of uniform, like those of every model here.
+
+With classes, the generator's batch norm is conditional and the discriminator
+ends in a projection, both as in Miyato and Koyama (arXiv:1802.05637). The
+paper's own conditional network, for MNIST in the authors' code, joins the label
+with every layer instead.
 """
 
 import math
 
 import keras
 
-from trainer.models import layers
+from trainer.models import conditional, layers
 
 _KERNEL_SIZE = 5
 _MIN_SIDE, _MAX_SIDE = 16, 256
@@ -47,6 +52,7 @@ def build_generator(
     sample_shape: tuple[int, ...],
     width: int | None = None,
     sync_batch_norm: bool = False,
+    num_classes: int | None = None,
 ) -> keras.Model:
     """Builds latents [B, latent_dim] -> images [B, H, W, C] in [-1, 1].
 
@@ -56,23 +62,23 @@ def build_generator(
       width: channels at the full size, if there were any but the image's.
       sync_batch_norm: whether batch statistics are those of the global batch
         instead of each replica's.
+      num_classes: with it, labels int32 [B] are a second input.
     """
     sizes = _sizes(sample_shape)
     channels = _channels(len(sizes), width)
     first_units = math.prod(sizes[-1]) * channels[-1]
     network = [
-        keras.Input([latent_dim]),
         keras.layers.Dense(
             first_units, use_bias=False, kernel_initializer=_normal(0.0)
         ),
-        _batch_norm(sync_batch_norm),
+        _batch_norm(sync_batch_norm, num_classes),
         keras.layers.ReLU(),
         keras.layers.Reshape([*sizes[-1], channels[-1]]),
     ]
     for stage in reversed(range(1, len(sizes) - 1)):
         network += [
             _upsample(channels[stage], sizes[stage + 1], sizes[stage]),
-            _batch_norm(sync_batch_norm),
+            _batch_norm(sync_batch_norm, num_classes),
             keras.layers.ReLU(),
         ]
     network += [
@@ -80,7 +86,8 @@ def build_generator(
         # In mixed precision, what leaves the network is float32.
         keras.layers.Activation("tanh", dtype="float32"),
     ]
-    return keras.Sequential(network, name="generator")
+    latents = keras.Input([latent_dim])
+    return _model("generator", latents, network, num_classes)
 
 
 def build_discriminator(
@@ -88,6 +95,7 @@ def build_discriminator(
     sample_shape: tuple[int, ...],
     width: int | None = None,
     sync_batch_norm: bool = False,
+    num_classes: int | None = None,
 ) -> keras.Model:
     """Builds images [B, H, W, C] in [-1, 1] -> logits [B, 1].
 
@@ -95,9 +103,10 @@ def build_discriminator(
       sample_shape: (H, W, C).
       width: channels of the first layer.
       sync_batch_norm: as in the generator.
+      num_classes: the same.
     """
     channels = _channels(len(_sizes(sample_shape)), width)
-    network = [keras.Input(sample_shape)]
+    network = []
     for stage, filters in enumerate(channels[1:], start=1):
         network.append(
             keras.layers.Conv2D(
@@ -112,16 +121,35 @@ def build_discriminator(
         if stage > 1:
             network.append(_batch_norm(sync_batch_norm))
         network.append(keras.layers.LeakyReLU(_LEAKY_SLOPE))
-    network += [
-        keras.layers.Flatten(),
-        keras.layers.Dense(
+    network += [keras.layers.Flatten(), _last_layer(num_classes)]
+    images = keras.Input(sample_shape)
+    return _model("discriminator", images, network, num_classes)
+
+
+def _model(
+    name: str,
+    inputs: keras.KerasTensor,
+    network: list[keras.layers.Layer],
+    num_classes: int | None,
+) -> keras.Model:
+    if num_classes is None:
+        return keras.Sequential([inputs, *network], name=name)
+    labels = conditional.labels_input()
+    outputs = conditional.chain(network, inputs, labels)
+    return keras.Model([inputs, labels], outputs, name=name)
+
+
+def _last_layer(num_classes: int | None) -> keras.layers.Layer:
+    if num_classes is None:
+        return keras.layers.Dense(
             1,
             use_bias=False,
             kernel_initializer=_normal(0.0),
             dtype="float32",
-        ),
-    ]
-    return keras.Sequential(network, name="discriminator")
+        )
+    return conditional.Projection(
+        num_classes, use_bias=False, kernel_initializer=_normal(0.0)
+    )
 
 
 def _sizes(sample_shape: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -159,12 +187,17 @@ def _upsample(
     )
 
 
-def _batch_norm(synchronized: bool) -> keras.layers.Layer:
-    return layers.BatchNormalization(
-        synchronized=synchronized,
-        momentum=_MOMENTUM,
-        gamma_initializer=_normal(1.0),
-    )
+def _batch_norm(
+    synchronized: bool, num_classes: int | None = None
+) -> keras.layers.Layer:
+    settings = {
+        "synchronized": synchronized,
+        "momentum": _MOMENTUM,
+        "gamma_initializer": _normal(1.0),
+    }
+    if num_classes is None:
+        return layers.BatchNormalization(**settings)
+    return conditional.ConditionalBatchNormalization(num_classes, **settings)
 
 
 def _normal(mean: float) -> keras.initializers.Initializer:

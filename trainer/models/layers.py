@@ -40,6 +40,22 @@ class Dropout(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("trainer")
+class Gate(keras.layers.Layer):
+    """Multiplies the sigmoid of one half of the channels with tanh of the rest.
+
+    Van den Oord et al., PixelCNN (arXiv:1606.05328), equation 2.
+    """
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        gates, values = tf.split(inputs, 2, axis=-1)
+        return tf.sigmoid(gates) * tf.tanh(values)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        *others, channels = input_shape
+        return (*others, channels and channels // 2)
+
+
+@keras.saving.register_keras_serializable("trainer")
 class BatchNormalization(keras.layers.Layer):
     """Batch norm over all axes but the last (arXiv:1502.03167, algorithm 1).
 
