@@ -32,6 +32,7 @@ CHANGES_RESULT = {
     "random_flip": True,
     "model": "dcgan",
     "model_width": 8,
+    "conditional": True,
     "loss": "hinge",
     "ema_half_life_images": 10000,
     "num_discriminator_steps": 5,

@@ -159,6 +159,31 @@ def conditional_classes(config: Config, dataset: Dataset) -> int | None:
     return num_classes(dataset) if config.conditional else None
 
 
+def check_same_classes(
+    config: Config, trained: Dataset, other: Dataset
+) -> None:
+    """Refuses to ask a generator for the classes of data that have others.
+
+    Args:
+      config: of the other data.
+      trained: what the generator was trained on.
+      other: whose labels it is asked for.
+
+    Raises:
+      DataError: a label means another class, or none.
+    """
+    fits = trained.class_names == other.class_names and num_classes(
+        other
+    ) <= num_classes(trained)
+    if config.conditional and not fits:
+        raise errors.DataError(
+            f"{split_name(config)} has other classes than were trained on"
+            f" ({other.class_names or num_classes(other)} in place of"
+            f" {trained.class_names or num_classes(trained)}), so its labels"
+            " mean others. Give it the same, or choose another part."
+        )
+
+
 def wanted_data(config: Config) -> Wanted:
     """Returns what the config says of the data, for the data package."""
     return Wanted(
@@ -442,6 +467,7 @@ def make_quality(
     if config.evaluation_split not in (None, config.split):
         config = dataclasses.replace(config, split=config.evaluation_split)
         real = load_data(config)
+        check_same_classes(config, dataset, real)
     evaluator = Evaluator(
         extractor,
         dataset=real,

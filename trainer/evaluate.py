@@ -165,6 +165,7 @@ def _make_evaluator(given: Flags, run: "StoredRun") -> "Evaluator":
     if given.split is not None and given.split != config.split:
         config = dataclasses.replace(config, split=given.split)
         dataset = assembly.load_data(config)
+        assembly.check_same_classes(config, trained_on, dataset)
     return Evaluator(
         extractor,
         dataset=dataset,
