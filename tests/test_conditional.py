@@ -1,5 +1,6 @@
 """Networks that know the classes: layers, training, and what is made of it."""
 
+import functools
 import json
 
 import keras
@@ -17,12 +18,16 @@ from trainer import (
     export,
     generate,
     models,
+    penalties,
+    randomness,
     samples,
 )
 from trainer.config import Config
 from trainer.data.array_dataset import ArrayDataset
 from trainer.data.dataset import examples_of
 from trainer.models import conditional, layers
+from trainer.network import Network
+from trainer.regularizer import Regularizer
 
 _LABELS = np.array([2, 0, 2, 1, 0, 2], np.int32)
 
@@ -209,6 +214,24 @@ def test_two_parts_equal_two_replicas():
         for num_replicas, num_parts in ((1, 2), (2, 1))
     )
     tiny.assert_alike(one, two, num_steps=3)
+
+
+def test_a_penalty_is_that_of_the_logit_of_the_class():
+    images, labels = keras.Input([5]), conditional.labels_input()
+    logits = conditional.Projection(3)(images, labels=labels)
+    discriminator = Network.of(keras.Model([images, labels], logits))
+    kernel, _, embedding = (w.numpy() for w in discriminator.weights)
+    regularizer = Regularizer(penalties.PENALTIES["r1"], weight=2.0)
+    total, _ = regularizer.sum_and_gradients(
+        discriminator._replace(labels=tf.constant(_LABELS)),
+        real=tf.constant(_normal(6, 5)),
+        fake=tf.zeros([6, 5]),
+        d_update=tf.constant(0),
+        draws=functools.partial(randomness.Draws, seed=0, step=0),
+        scale=tf.constant(1.0),
+    )
+    slopes = kernel[:, 0] + embedding[_LABELS]
+    np.testing.assert_allclose(total, np.sum(slopes**2), rtol=1e-5)
 
 
 def test_only_the_classes_of_the_batch_are_learned():
