@@ -34,7 +34,7 @@ DEFAULT_BATCH_SIZES = {
 }
 ARRAYS = tuple(name for name in DEFAULT_BATCH_SIZES if name not in SOURCES)
 RESIZERS = ("fit", "crop", "pad")
-MODELS = ("dcgan28", "dcgan", "gangogh")
+MODELS = ("dcgan28", "dcgan", "sngan", "r3gan", "gangogh")
 OPTIMIZERS = ("adam", "rmsprop")
 LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
 LOSSES = (
@@ -219,19 +219,24 @@ class Config:
         "dcgan28",
         "The two networks. dcgan28: the DCGAN of TensorFlow's tutorial, for"
         " 28x28 grey images; dcgan: that of Radford et al., for any size from"
-        " 16 to 256, grey or in colours; gangogh: with gates that know the"
-        " class, for 32 to 128 in steps of 16.",
+        " 16 to 256, grey or in colours; sngan: the ResNets of spectral norm,"
+        " for 32x32 or 64x64, with --loss=hinge; r3gan: for 32x32, 64x64,"
+        " 128x128 or 256x256, with --loss=relativistic and --penalty=r1_r2;"
+        " gangogh: with gates that know the class, for 32 to 128 in steps of"
+        " 16.",
         choices=MODELS,
     )
     model_width: int | None = _fixed(
         _MODEL,
         None,
-        "Channels at the full size; each halving of it doubles them, up to"
-        " 8 times. The paper's dcgan has 128.",
+        "Channels of the generator at the full size. In dcgan, each halving of"
+        " it doubles them, up to 8 times (the paper's has 128); in sngan at"
+        " 64x64 and in r3gan down to 32x32, too.",
         "channels",
         minimum=1,
-        maximum=1024,
-        default_text="64 for dcgan and gangogh; dcgan28 has no choice",
+        maximum=2048,
+        default_text="64 for dcgan and gangogh, the paper's for sngan and"
+        " r3gan; dcgan28 has no choice",
     )
     conditional: bool = _fixed(
         _MODEL,

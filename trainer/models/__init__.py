@@ -6,7 +6,7 @@ from typing import NamedTuple
 import keras
 
 from trainer import errors
-from trainer.models import dcgan, dcgan28, gangogh
+from trainer.models import dcgan, dcgan28, gangogh, r3gan, sngan
 
 
 class Model(NamedTuple):
@@ -19,13 +19,17 @@ class Model(NamedTuple):
       build_discriminator: (sample_shape, width, sync_batch_norm, num_classes)
         -> samples, and labels, to logits [B, 1].
       can_make: whether there are such networks for a sample shape.
+      makes: which shapes those are, in words.
       has_width: whether they come in several widths; else width is None.
+      width_multiple: what a width must be a multiple of.
     """
 
     build_generator: Callable[..., keras.Model]
     build_discriminator: Callable[..., keras.Model]
     can_make: Callable[[tuple[int, ...]], bool] = lambda sample_shape: True
+    makes: str = "any"
     has_width: bool = False
+    width_multiple: int = 1
 
 
 MODELS = {
@@ -33,17 +37,36 @@ MODELS = {
         dcgan28.build_generator,
         dcgan28.build_discriminator,
         dcgan28.can_make,
+        makes="28x28x1",
     ),
     "dcgan": Model(
         dcgan.build_generator,
         dcgan.build_discriminator,
         dcgan.can_make,
+        makes="16 to 256 pixels a side",
         has_width=True,
+    ),
+    "sngan": Model(
+        sngan.build_generator,
+        sngan.build_discriminator,
+        sngan.can_make,
+        makes="32x32 and 64x64",
+        has_width=True,
+        width_multiple=2,
+    ),
+    "r3gan": Model(
+        r3gan.build_generator,
+        r3gan.build_discriminator,
+        r3gan.can_make,
+        makes="32x32, 64x64, 128x128 and 256x256",
+        has_width=True,
+        width_multiple=r3gan.WIDTH_MULTIPLE,
     ),
     "gangogh": Model(
         gangogh.build_generator,
         gangogh.build_discriminator,
         gangogh.can_make,
+        makes="32 to 128 pixels a side, in steps of 16",
         has_width=True,
     ),
 }
@@ -81,6 +104,11 @@ def check(
             f"--model_width={width} has no use: --model={name} has one width."
             " Leave it out, or choose another --model."
         )
+    if width is not None and width % model.width_multiple:
+        raise errors.UsageError(
+            f"--model_width={width} does not fit --model={name}, which needs a"
+            f" multiple of {model.width_multiple}."
+        )
     if model.can_make(sample_shape):
         return
     shape = "x".join(map(str, sample_shape))
@@ -89,6 +117,6 @@ def check(
     if others:
         remedy = f"Models that can: --model={' or --model='.join(others)}."
     raise errors.UsageError(
-        f"--model={name} cannot make samples of {shape}, which the data are."
-        f" {remedy}"
+        f"--model={name} cannot make samples of {shape}, which the data are; it"
+        f" makes {model.makes}. {remedy}"
     )
