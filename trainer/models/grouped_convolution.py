@@ -94,14 +94,24 @@ def has_gradients(dtype: str) -> bool:
     It tries, on the device that TensorFlow takes by itself: that depends on the
     processor, on the build and on environment variables.
     """
+    # Without a tape, which an init_scope would pause.
     with tf.init_scope():
-        inputs = tf.ones([1, 2, 2, 2], dtype)
-        kernel = tf.ones([1, 1, 1, 2], dtype)
-        with tf.GradientTape() as tape:
-            tape.watch([inputs, kernel])
-            outputs = one_op(inputs, kernel)
+        images = tf.ones([1, 4, 4, 4], dtype)
+        kernel = tf.ones([3, 3, 2, 4], dtype)
+        settings = {"strides": [1, 1, 1, 1], "padding": "SAME"}
         try:
-            tape.gradient(outputs, [inputs, kernel])
+            tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=images.shape,
+                filter=kernel,
+                out_backprop=images,
+                **settings,
+            )
+            tf.raw_ops.Conv2DBackpropFilter(
+                input=images,
+                filter_sizes=kernel.shape,
+                out_backprop=images,
+                **settings,
+            )
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
             return False
     return True
