@@ -69,11 +69,13 @@ def make(num_replicas=1, *, sync_batch_norm=True, **kwargs):
 
 
 def vectors(state: TrainState):
-    return [
+    found = [
         v.numpy()
         for v in state.discriminator.non_trainable_variables
         if v.name == "u"
     ]
+    assert len(found) == 3
+    return found
 
 
 @pytest.mark.parametrize("case", CASES)
