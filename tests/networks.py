@@ -1,5 +1,6 @@
 """What holds for the networks of every model that may know of classes."""
 
+import pathlib
 from typing import Any
 
 import keras
@@ -147,3 +148,24 @@ def check_classes(name: str) -> None:
         assert moved[2] > 0.0
         # A class that no example has moves by the norm of all only.
         assert has_spectral_norm or moved[1] == 0.0
+
+
+def check_saving(name: str, directory: pathlib.Path) -> None:
+    """A generator comes back from its .keras file."""
+    for num_classes in (None, 3):
+        generator, _ = build(name, 32, WIDTHS[name], num_classes)
+        for index, variable in enumerate(generator.trainable_variables):
+            # Or the kernels that begin as zeros would hide others.
+            numbers = np.random.default_rng(index).normal(size=variable.shape)
+            variable.assign(variable + 0.1 * numbers)
+        path = directory / f"{num_classes}.keras"
+        generator.save(path)
+        copy = keras.saving.load_model(path)
+        inputs: Any = tf.constant(latents(2))
+        if num_classes:
+            inputs = [inputs, tf.constant([0, 2])]
+        expected = generator(inputs, training=False)
+        assert np.std(expected) > 1e-3
+        np.testing.assert_allclose(
+            copy(inputs, training=False), expected, atol=1e-6
+        )

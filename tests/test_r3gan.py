@@ -168,6 +168,10 @@ def test_logits_and_samples_depend_on_the_class():
     networks.check_classes("r3gan")
 
 
+def test_a_generator_comes_back_from_its_file(tmp_path):
+    networks.check_saving("r3gan", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("sample_shape", "can"),
     [

@@ -154,6 +154,10 @@ def test_logits_and_samples_depend_on_the_class():
     networks.check_classes("sngan")
 
 
+def test_a_generator_comes_back_from_its_file(tmp_path):
+    networks.check_saving("sngan", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("sample_shape", "can"),
     [
