@@ -19,10 +19,19 @@ import numpy as np
 import tensorflow as tf
 
 from tests import tiny
-from trainer import distribution, errors, models, train, train_step
+from trainer import (
+    augmentations,
+    distribution,
+    errors,
+    models,
+    penalties,
+    train,
+    train_step,
+)
 from trainer import team as team_lib
 from trainer.config import Config
 from trainer.heartbeat import Heartbeat
+from trainer.regularizer import Regularizer
 from trainer.team import Team
 
 NUM_STEPS = 4
@@ -82,8 +91,18 @@ def _train(team: Team, directory: pathlib.Path, index: int) -> dict[str, Any]:
 
 def _count_reductions(team: Team) -> int:
     """Counts the collective operations in the loop's graph, a step's in it."""
-    state = tiny.build_state(team.strategy, precision="mixed_float16")
-    step = tiny.build_step(state, team)
+    state = tiny.build_state(
+        team.strategy,
+        precision="mixed_float16",
+        has_penalty=True,
+        build_augment_probability=tiny.adaptive_probability(0.6),
+    )
+    step = tiny.build_step(
+        state,
+        team,
+        regularizer=Regularizer(penalties.PENALTIES["r1"], weight=1.0),
+        augment=augmentations.get("flip,colour,translate,cutout"),
+    )
     step.run(1)
     graph = step._run_steps.get_concrete_function(
         tf.constant(1, tf.int32)

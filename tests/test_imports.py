@@ -85,7 +85,7 @@ _ALLOWED = {
     "rendezvous": {"cluster", "errors", "meeting"},
     "team": {"errors"},
     # Training.
-    "train_state": {"loss_scale", "optimizers"},
+    "train_state": {"adaptive_probability", "loss_scale", "optimizers"},
     "train_step": {
         "adversarial",
         "ema",
@@ -160,7 +160,9 @@ _ALLOWED = {
     },
     "evaluation.moments": set(),
     # Leaves.
+    "adaptive_probability": set(),
     "atomic_file": {"errors"},
+    "augmentations": {"errors", "randomness"},
     "deadline": set(),
     "distribution": {"deadline", "errors"},
     "divergence": {"errors", "loss_scale"},

@@ -88,7 +88,8 @@ def test_workers_together_do_what_one_replica_does_alone(
 
 
 def test_a_step_needs_one_reduction(tmp_path: pathlib.Path) -> None:
-    # Both networks' gradients, moving statistics and metrics, packed.
+    # Both networks' gradients, moving statistics and metrics, packed; the
+    # penalty and what adapts the augmentation among them.
     codes, results = _run("count_reductions", 2, tmp_path)
     assert codes == [0, 0]
     assert results == [1, 1]

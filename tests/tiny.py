@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import distribution, losses, penalties, train_step
+from trainer import (
+    augmentations,
+    distribution,
+    losses,
+    penalties,
+    train_step,
+)
+from trainer.adaptive_probability import AdaptiveProbability
 from trainer.data import pipeline
 from trainer.data.array_dataset import ArrayDataset
 from trainer.ema import Ema
@@ -256,6 +263,15 @@ def micro_noise() -> ArrayDataset:
     )
 
 
+def adaptive_probability(
+    target: float | None, speed_images: int = 1000
+) -> Callable[[], AdaptiveProbability] | None:
+    """Returns what builds one, or None without a target."""
+    if target is None:
+        return None
+    return lambda: AdaptiveProbability(target=target, speed_images=speed_images)
+
+
 def make_micro(
     num_replicas: int = 1,
     *,
@@ -264,6 +280,9 @@ def make_micro(
     penalty_weight: float = 10.0,
     penalty_every_steps: int = 1,
     ema_half_life_images: int = 0,
+    augment: str = "none",
+    augment_target: float | None = None,
+    augment_speed_images: int = 1000,
     checkpoint: str | None = None,
     jit_compile: bool = False,
     num_classes: int | None = None,
@@ -279,6 +298,9 @@ def make_micro(
       penalty_weight: the same.
       penalty_every_steps: the same.
       ema_half_life_images: of the average; 0: none.
+      augment: names, with commas between.
+      augment_target: of a probability that adapts; None: it is fixed.
+      augment_speed_images: of the same.
       checkpoint: of a state like this one, to go on from.
       jit_compile: without synchronized batch norm, which XLA cannot compile.
       num_classes: that both networks are told; None: none.
@@ -300,6 +322,9 @@ def make_micro(
             ),
             "has_penalty": penalty != "none",
             "has_ema": ema_half_life_images > 0,
+            "build_augment_probability": adaptive_probability(
+                augment_target, augment_speed_images
+            ),
             **(state_settings or {}),
         },
     )
@@ -327,6 +352,7 @@ def make_micro(
         dataset=dataset or micro_noise(),
         ema=ema,
         regularizer=regularizer,
+        augment=augmentations.get(augment),
         jit_compile=jit_compile,
         **step_settings,
     )

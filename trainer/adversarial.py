@@ -54,6 +54,8 @@ class AdversarialRound:
         num_parts: int,
         seed: int,
         regularizer: Regularizer | None = None,
+        augment: Callable[..., tf.Tensor] | None = None,
+        reports_real_sign: bool = False,
     ) -> None:
         """Fixes what does not change from step to step.
 
@@ -65,6 +67,9 @@ class AdversarialRound:
             averaged: the replicas, times the parts of each one's share.
           seed: the run's seed.
           regularizer: penalizes the discriminator.
+          augment: of `trainer.augmentations`, what the discriminator sees.
+          reports_real_sign: whether the mean sign of the logits of real
+            examples is among the means.
         """
         self._loss = loss
         self._latent_dim = latent_dim
@@ -72,7 +77,11 @@ class AdversarialRound:
         self._num_parts = num_parts
         self._seed = seed
         self._regularizer = regularizer
+        self._augment = augment
+        self._reports_real_sign = reports_real_sign
         self.mean_names: tuple[str, ...] = MEAN_NAMES
+        if reports_real_sign:
+            self.mean_names += ("real_sign",)
         if regularizer:
             self.mean_names += ("penalty",)
 
@@ -88,6 +97,7 @@ class AdversarialRound:
         g_scale: tf.Tensor,
         d_scale: tf.Tensor,
         trains_generator: bool = True,
+        augment_probability: tf.Tensor | float | None = None,
     ) -> Contribution:
         """Computes the losses and gradients of some examples.
 
@@ -104,6 +114,7 @@ class AdversarialRound:
           d_scale: the same for the discriminator's.
           trains_generator: whether its gradients are wanted; without them, its
             buffers stay as they are, too.
+          augment_probability: of each augmentation, if there are any.
         """
 
         draws = functools.partial(
@@ -112,11 +123,17 @@ class AdversarialRound:
             step=step,
             first_position=first_position,
         )
+        augmentation = functools.partial(
+            self._augmentation, draws, augment_probability
+        )
         with tf.GradientTape(persistent=True) as tape:
             tape.watch([generator.weights, discriminator.weights])
             fake, g_buffers = self._generate(generator, real.shape[0], draws)
             real_logits, fake_logits, d_buffers = self._discriminate(
-                discriminator, real, fake, draws
+                discriminator,
+                augmentation("real")(real),
+                augmentation("fake")(fake),
+                draws,
             )
             g_losses, d_losses = self._loss(
                 real_logits=real_logits, fake_logits=fake_logits
@@ -133,6 +150,8 @@ class AdversarialRound:
             self._share_of_mean(tf.sigmoid(real_logits)),
             self._share_of_mean(tf.sigmoid(fake_logits)),
         ]
+        if self._reports_real_sign:
+            means.append(self._share_of_mean(tf.sign(real_logits)))
         if self._regularizer:
             penalty, gradients = self._regularizer.sum_and_gradients(
                 discriminator,
@@ -141,6 +160,7 @@ class AdversarialRound:
                 d_update=d_update,
                 draws=draws,
                 scale=d_scale / self._global_batch_size,
+                augment=augmentation("penalty"),
             )
             means.append(penalty / self._global_batch_size)
             d_gradients = [
@@ -157,6 +177,21 @@ class AdversarialRound:
             g_buffers=[b / self._num_parts for b in g_buffers],
             d_buffers=[b / self._num_parts for b in d_buffers],
             means=tf.stack(means),
+        )
+
+    def _augmentation(
+        self,
+        draws: Callable[..., randomness.Draws],
+        probability: tf.Tensor | float | None,
+        purpose: str,
+    ) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Returns samples -> what the discriminator sees of them."""
+        if self._augment is None:
+            return lambda samples: samples
+        return functools.partial(
+            self._augment,
+            draws=draws(purpose=f"augmentation of {purpose}"),
+            probability=probability,
         )
 
     def _generate(

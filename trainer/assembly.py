@@ -13,6 +13,7 @@ import tensorflow as tf
 from absl import logging
 
 from trainer import (
+    augmentations,
     cluster,
     data,
     distribution,
@@ -25,6 +26,7 @@ from trainer import (
     run_directory,
     samples,
 )
+from trainer.adaptive_probability import AdaptiveProbability
 from trainer.config import Config
 from trainer.data import pipeline
 from trainer.data.dataset import (
@@ -270,7 +272,19 @@ def build_state(
             d_optimizer_settings=_adam_settings(config, config.d_beta_1),
             has_penalty=config.penalty != "none",
             has_ema=config.ema_half_life_images > 0,
+            build_augment_probability=_adaptive_probability(config),
         )
+
+
+def _adaptive_probability(
+    config: Config,
+) -> Callable[[], AdaptiveProbability] | None:
+    target = config.augment_target
+    if target is None:
+        return None
+    return lambda: AdaptiveProbability(
+        target=target, speed_images=config.augment_speed_images
+    )
 
 
 def _adam_settings(config: Config, beta_1: float) -> dict[str, float]:
@@ -342,6 +356,8 @@ def build_step(
         regularizer=_regularizer(config, state),
         learning_rate_factor=_learning_rate_factor(config),
         ema=_ema(config, state),
+        augment=augmentations.get(config.augment),
+        augment_probability=config.augment_probability,
         num_discriminator_steps=config.num_discriminator_steps,
         num_accumulation_steps=config.gradient_accumulation_steps,
         jit_compile=distribution.should_jit(

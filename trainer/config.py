@@ -46,6 +46,21 @@ LOSSES = (
     "relativistic",
 )
 PENALTIES = ("none", "r1", "r2", "r1_r2", "wgan_gp", "dragan")
+AUGMENTATIONS = ("flip", "colour", "translate", "cutout")
+# The others have logits of which only differences matter, or whose middle
+# between real and generated samples is elsewhere.
+LOSSES_WITH_A_ZERO = ("non_saturating", "minimax", "hinge")
+
+
+def _some_of(names: tuple[str, ...]) -> dict[str, str]:
+    """Returns the rules of an option that is a list of names, or none."""
+    name = f"({'|'.join(names)})"
+    return {
+        # First, that no name comes again.
+        "pattern": rf"none|(?!.*\b(\w+),(.*,)?\1\b){name}(,{name})*",
+        "rule": "none, or names with commas between, each at most once, of"
+        f" {', '.join(names)}",
+    }
 
 
 _fixed = functools.partial(options.declare, True)
@@ -365,6 +380,43 @@ class Config:
         "steps",
         minimum=1,
     )
+    augment: str = _fixed(
+        _OBJECTIVE,
+        "none",
+        "Change what the discriminator sees, real and generated images alike,"
+        " which helps where images are few. Some of"
+        f" {', '.join(AUGMENTATIONS)}, with commas between; Zhao et al. have"
+        " colour,translate,cutout. With flip, mirrored images may be"
+        " generated, which is wrong for writing.",
+        "augmentations",
+        **_some_of(AUGMENTATIONS),
+    )
+    augment_probability: float = _fixed(
+        _OBJECTIVE,
+        1.0,
+        "Of each augmentation, for each image.",
+        "probability",
+        minimum=0,
+        maximum=1,
+    )
+    augment_target: float | None = _fixed(
+        _OBJECTIVE,
+        None,
+        "Adapt the probability, from 0 on: up while the mean sign of the logits"
+        " of real images is above this, else down. The larger, the later it"
+        " augments; StyleGAN2-ADA has 0.6.",
+        "sign",
+        minimum=0,
+        maximum=1,
+        default_text="none: it is fixed",
+    )
+    augment_speed_images: int = _fixed(
+        _OBJECTIVE,
+        500_000,
+        "So many images bring an adaptive probability from 0 to 1.",
+        "images",
+        minimum=1,
+    )
     num_discriminator_steps: int = _fixed(
         _OBJECTIVE,
         1,
@@ -586,6 +638,7 @@ class Config:
             data_dir=self.data_dir and os.path.expanduser(self.data_dir),
             batch_size=self.global_batch_size,
             log_every_steps=self.log_every_steps or self.steps_per_loop,
+            augment=_in_order(self.augment),
         )
 
     def validate(self) -> None:
@@ -690,6 +743,31 @@ class Config:
                 ("penalty_weight", "penalty_every_steps"),
                 "--penalty=none has no weight",
             )
+        self._check_augmentation()
+
+    def _check_augmentation(self) -> None:
+        """Refuses settings that nothing would use, and signs without sense."""
+        adaptive = ("augment_target", "augment_speed_images")
+        if self.augment == "none":
+            self._refuse(
+                ("augment_probability", *adaptive),
+                "--augment=none changes nothing",
+            )
+        if self.augment_target is None:
+            self._refuse(adaptive, "without --augment_target, nothing adapts")
+            return
+        self._refuse(
+            ("augment_probability",),
+            f"--augment_target={self.augment_target} adapts it",
+        )
+        if self.loss not in LOSSES_WITH_A_ZERO:
+            raise errors.UsageError(
+                f"--augment_target={self.augment_target} cannot be combined"
+                f" with --loss={self.loss}: the sign of its logits does not"
+                " tell real from generated images. Give a fixed"
+                " --augment_probability instead, or take one of"
+                f" --loss={{{','.join(LOSSES_WITH_A_ZERO)}}}."
+            )
 
     def _refuse(self, names: tuple[str, ...], reason: str) -> None:
         """Refuses what differs from its default, for nothing would use it."""
@@ -742,6 +820,12 @@ def _split_address(workdir: str) -> tuple[str, str] | None:
     if match is None:
         return None
     return match[1], (match[2] or "").strip("/")
+
+
+def _in_order(augment: str) -> str:
+    """Lists augmentations in the order in which they are made."""
+    names = augment.split(",")
+    return ",".join(n for n in ("none", *AUGMENTATIONS) if n in names)
 
 
 def _fixed_values(config: Config) -> dict[str, Any]:

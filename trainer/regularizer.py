@@ -6,6 +6,13 @@ what float16 can hold, while no loss scale reaches it: that one multiplies the
 penalty after the squares are summed. bfloat16 has the range, but two digits,
 which is little for the derivative of a derivative. So neither the inner nor
 the outer gradient can overflow or vanish before those of float32 training do.
+
+Where the discriminator sees augmented samples, it does here, too, by draws of
+its own. The slope is that by the sample before: what is trained against the
+generator is the augmentation and the discriminator together. So it is in the
+code of Karras et al., "StyleGAN2-ADA" (arXiv:2006.06676), and in that of Zhao
+et al. (arXiv:2006.10738) for few images; for CIFAR-10, theirs takes the slope
+by the augmented sample.
 """
 
 from collections.abc import Callable
@@ -78,6 +85,7 @@ class Regularizer:
         d_update: tf.Tensor,
         draws: Callable[..., randomness.Draws],
         scale: tf.Tensor,
+        augment: Callable[[tf.Tensor], tf.Tensor] = lambda samples: samples,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Computes the penalty of some examples, or zeros if it is not due.
 
@@ -88,6 +96,8 @@ class Regularizer:
           d_update: the number of updates of the discriminator before this one.
           draws: makes draws for a purpose.
           scale: multiplies the gradients, besides the weight.
+          augment: what the discriminator sees of samples, with other random
+            numbers at each call.
 
         Returns:
           the sum over the examples, without any factor; and the gradients of
@@ -107,7 +117,7 @@ class Regularizer:
                     draws(purpose="discriminator for penalty")
                 ):
                     per_example = self._penalty.per_example(
-                        lambda samples: discriminator(samples)[0],
+                        lambda samples: discriminator(augment(samples))[0],
                         real=real,
                         fake=fake,
                         draws=draws(purpose="penalty"),

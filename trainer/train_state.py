@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from trainer import loss_scale, optimizers
+from trainer.adaptive_probability import AdaptiveProbability
 
 _NO_SETTINGS: Mapping[str, float] = MappingProxyType({})
 
@@ -27,6 +28,7 @@ class TrainState:
       d_loss_scale: the discriminator's.
       penalty: the newest one's mean over a global batch, or None where the
         discriminator is not penalized.
+      augment_probability: how often is augmented, or None where that is fixed.
       global_step: int64, the number of finished rounds; one round updates both
         networks on every replica.
     """
@@ -45,6 +47,8 @@ class TrainState:
         d_optimizer_settings: Mapping[str, float] = _NO_SETTINGS,
         has_penalty: bool = False,
         has_ema: bool = False,
+        build_augment_probability: Callable[[], AdaptiveProbability]
+        | None = None,
     ) -> None:
         """Builds and initializes; call under the strategy's scope.
 
@@ -66,6 +70,7 @@ class TrainState:
           has_penalty: whether the discriminator is penalized.
           has_ema: whether the generator is averaged; the average begins as a
             copy.
+          build_augment_probability: makes one that adapts.
 
         Raises:
           ValueError: the networks share a variable or keep random state.
@@ -107,6 +112,9 @@ class TrainState:
         self.penalty: tf.Variable | None = None
         if has_penalty:
             self.penalty = tf.Variable(0.0, trainable=False)
+        self.augment_probability: AdaptiveProbability | None = None
+        if build_augment_probability:
+            self.augment_probability = build_augment_probability()
         self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False)
 
     @property
@@ -123,6 +131,7 @@ class TrainState:
             self.d_optimizer,
             self.g_loss_scale,
             self.d_loss_scale,
+            self.augment_probability,
         )
         variables = [
             *(v.value for network in networks for v in network.variables),
@@ -176,6 +185,8 @@ class TrainState:
             objects["ema_generator"] = self.ema_generator
         if self.penalty is not None:
             objects["penalty"] = self.penalty
+        if self.augment_probability:
+            objects["augment_probability"] = self.augment_probability
         return tf.train.Checkpoint(**objects)
 
 

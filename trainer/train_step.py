@@ -59,6 +59,8 @@ class TrainStep:
         regularizer: Regularizer | None = None,
         learning_rate_factor: LearningRateFactor | None = None,
         ema: Ema | None = None,
+        augment: Callable[..., tf.Tensor] | None = None,
+        augment_probability: float = 1.0,
         num_discriminator_steps: int = 1,
         num_accumulation_steps: int = 1,
         jit_compile: bool = False,
@@ -81,6 +83,9 @@ class TrainStep:
           regularizer: penalizes the discriminator.
           learning_rate_factor: of both networks at a step; None: 1.
           ema: moves the average of the generator.
+          augment: of `trainer.augmentations`, what the discriminator sees.
+          augment_probability: of each augmentation, unless the state has one
+            that adapts.
           num_discriminator_steps: updates of the discriminator in a step, each
             from real and generated examples of its own. The last one shares its
             forward pass with the generator's only update.
@@ -96,6 +101,10 @@ class TrainStep:
         self._num_accumulation_steps = num_accumulation_steps
         self._ema = ema
         self._rate_factor = learning_rate_factor
+        self._global_batch_size = global_batch_size
+        self._fixed_augment_probability = (
+            augment_probability if augment else None
+        )
         self._round = AdversarialRound(
             loss=loss,
             latent_dim=latent_dim,
@@ -103,6 +112,8 @@ class TrainStep:
             num_parts=strategy.num_replicas_in_sync * num_accumulation_steps,
             seed=seed,
             regularizer=regularizer,
+            augment=augment,
+            reports_real_sign=state.augment_probability is not None,
         )
         self._regularizer = regularizer
         if regularizer:
@@ -119,6 +130,8 @@ class TrainStep:
             self._metric_names += SCALE_METRIC_NAMES
         if learning_rate_factor:
             self._metric_names += ("learning_rate_factor",)
+        if state.augment_probability:
+            self._metric_names += ("augment_probability",)
 
     def run(self, num_steps: int) -> dict[str, float]:
         """Runs `num_steps` steps in one call into TensorFlow.
@@ -202,6 +215,7 @@ class TrainStep:
         generator = Network.of(state.generator)
         discriminator = Network.of(state.discriminator)
         scales = [scale_of(state.g_loss_scale), scale_of(state.d_loss_scale)]
+        augment_probability = self._augment_probability()
         d_update = state.global_step * self._num_discriminator_steps + index
         sums = _sum_over_replicas(
             replica,
@@ -213,6 +227,7 @@ class TrainStep:
                 index,
                 d_update=d_update,
                 trains_generator=trains_generator,
+                augment_probability=augment_probability,
             ),
         )
         rate_factor: tf.Tensor | float = 1.0
@@ -248,11 +263,23 @@ class TrainStep:
             metrics.append([tf.cast(count, tf.float32) for count in skipped])
         if self._rate_factor:
             metrics.append([rate_factor])
+        if state.augment_probability:
+            metrics.append([augment_probability])
+            state.augment_probability.update(
+                means[self._round.mean_names.index("real_sign")],
+                num_images=self._global_batch_size,
+            )
         return tf.concat(metrics, axis=0)
 
     def _update_ema(self) -> None:
         if self._ema:
             self._ema.update(self._state.generator, self._state.global_step)
+
+    def _augment_probability(self) -> tf.Tensor | float | None:
+        """Returns that of this round, or None if nothing is augmented."""
+        if adaptive := self._state.augment_probability:
+            return adaptive.value + 0.0
+        return self._fixed_augment_probability
 
     def _remember_penalty(
         self, means: tf.Tensor, d_update: tf.Tensor
@@ -278,6 +305,7 @@ class TrainStep:
         *,
         d_update: tf.Tensor,
         trains_generator: bool,
+        augment_probability: tf.Tensor | float | None,
     ) -> Contribution:
         """Computes this replica's contribution to a round, part by part."""
         state = self._state
@@ -309,6 +337,7 @@ class TrainStep:
                 g_scale=scale_of(state.g_loss_scale),
                 d_scale=scale_of(state.d_loss_scale),
                 trains_generator=trains_generator,
+                augment_probability=augment_probability,
             )
 
         # The first part waits for its data, or the generator would occupy the
