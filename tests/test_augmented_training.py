@@ -230,6 +230,34 @@ def test_the_probability_follows_the_signs_of_real_logits() -> None:
     assert step.num_traces == 1
 
 
+def test_the_step_augments_with_its_probability() -> None:
+    def first_update(
+        value: float | None = None, **settings
+    ) -> list[np.ndarray]:
+        state, step = tiny.make_micro(
+            state_settings={"generator": _build_plain_generator}, **settings
+        )
+        if value is not None:
+            state.augment_probability.value.assign(value)
+        step.run(1)
+        return state.discriminator.get_weights()
+
+    adaptive = {"augment": _ALL, "augment_target": 0.6}
+    without = first_update()
+    always = first_update(augment=_ALL)
+    for one, other, weights in zip(
+        first_update(augment=_ALL, augment_probability=0.0),
+        first_update(**adaptive),
+        without,
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, weights, rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(one, other)
+    for one, weights in zip(first_update(1.0, **adaptive), always, strict=True):
+        np.testing.assert_array_equal(one, weights)
+    assert not np.allclose(without[0], always[0], rtol=0, atol=1e-5)
+
+
 def test_a_fixed_probability_has_no_state_and_no_metrics() -> None:
     plain, plain_step = tiny.make_micro()
     state, step = tiny.make_micro(augment=_ALL, augment_probability=0.5)

@@ -220,6 +220,43 @@ def test_betas_are_adam_s():
     config.Config(d_beta_1=0.5, g_beta_1=0.0, beta_2=0.99).validate()
 
 
+def test_augmentations_that_could_not_adapt_are_refused():
+    adaptive = config.Config(augment="flip", augment_target=0.6)
+    adaptive.validate()
+    for name, value in (
+        ("augment_target", 0.6),
+        ("augment_probability", 0.5),
+        ("augment_speed_images", 1000),
+    ):
+        with pytest.raises(errors.UsageError, match="--augment=none changes"):
+            config.Config(**{name: value}).validate()
+    with pytest.raises(errors.UsageError, match="nothing adapts"):
+        config.Config(augment="flip", augment_speed_images=1000).validate()
+    with pytest.raises(errors.UsageError, match="augment_target=0.6 adapts it"):
+        dataclasses.replace(adaptive, augment_probability=0.5).validate()
+    for loss in config.LOSSES:
+        changed = dataclasses.replace(adaptive, loss=loss)
+        if loss in config.LOSSES_WITH_A_ZERO:
+            changed.validate()
+            continue
+        with pytest.raises(errors.UsageError) as raised:
+            changed.validate()
+        assert f"--loss={loss}" in str(raised.value)
+        assert "--augment_probability" in str(raised.value)
+        dataclasses.replace(changed, augment_target=None).validate()
+
+
+def test_the_order_of_augmentations_makes_no_difference():
+    one, other = (
+        config.Config(augment=names)
+        for names in ("cutout,flip,translate", "flip,translate,cutout")
+    )
+    one.validate()
+    assert one.resolve().augment == other.resolve().augment == other.augment
+    assert one.digest() == other.digest()
+    assert config.difference(one, other) == []
+
+
 def test_runs_of_before_the_objectives_could_be_chosen_keep_their_digest():
     # Computed by the version before; it stands in the runs' checkpoints.
     assert config.Config().digest() == "5c4d288de9dbabd3"
