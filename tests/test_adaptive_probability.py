@@ -51,10 +51,8 @@ def test_it_takes_as_many_images_as_was_said_and_stays_within_0_and_1() -> None:
 
 def test_the_rounding_of_a_mean_does_not_decide() -> None:
     # As replicas sum in another order.
-    for nudge in (
-        np.float32(0.6),
-        np.nextafter(np.float32(0.6), np.float32(1)),
-    ):
+    exact = np.float32(0.6)
+    for nudge in (exact, *(np.nextafter(exact, np.float32(x)) for x in (0, 1))):
         adaptive = _make()
         assert _update(adaptive, *4 * [nudge]) == 0.0
         assert _update(adaptive, *3 * [nudge], 0.7) > 0.0

@@ -66,6 +66,20 @@ def steps_per_loop() -> Iterator[Group]:
     )
 
 
+def augmentation() -> Iterator[Group]:
+    """What it costs to augment all that the discriminator sees."""
+    all_of_them = "flip,colour,translate,cutout"
+    yield _rates(
+        "Augmentation",
+        "`--augment`, without a penalty, against a step without it.",
+        _ours("none"),
+        *[_ours(names, augment=names) for names in ("translate", all_of_them)],
+        _ours(
+            f"{all_of_them}, adaptive", augment=all_of_them, augment_target=0.6
+        ),
+    )
+
+
 def best() -> Iterator[Group]:
     """What a GPU is fastest with: everything at once."""
     for size in _BATCH_SIZES:
@@ -254,6 +268,7 @@ _GROUPS: dict[str, Callable[[], Iterator[Group]]] = {
         checkpoint,
         pytorch,
         host,
+        augmentation,
         best,
     )
 }
