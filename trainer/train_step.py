@@ -253,6 +253,7 @@ class TrainStep:
             rate_factor,
         )
         means = self._remember_penalty(sums.means, d_update)
+        self._adapt_augmentation(means)
         metrics = [means, [g_norm, d_norm]]
         if state.g_loss_scale and state.d_loss_scale:
             skipped = [
@@ -265,10 +266,6 @@ class TrainStep:
             metrics.append([rate_factor])
         if state.augment_probability:
             metrics.append([augment_probability])
-            state.augment_probability.update(
-                means[self._round.mean_names.index("real_sign")],
-                num_images=self._global_batch_size,
-            )
         return tf.concat(metrics, axis=0)
 
     def _update_ema(self) -> None:
@@ -280,6 +277,13 @@ class TrainStep:
         if adaptive := self._state.augment_probability:
             return adaptive.value + 0.0
         return self._fixed_augment_probability
+
+    def _adapt_augmentation(self, means: tf.Tensor) -> None:
+        if adaptive := self._state.augment_probability:
+            adaptive.update(
+                means[self._round.mean_names.index("real_sign")],
+                num_images=self._global_batch_size,
+            )
 
     def _remember_penalty(
         self, means: tf.Tensor, d_update: tf.Tensor
