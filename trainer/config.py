@@ -413,7 +413,8 @@ class Config:
     augment_speed_images: int = _fixed(
         _OBJECTIVE,
         500_000,
-        "So many images bring an adaptive probability from 0 to 1.",
+        "So many images bring an adaptive probability from 0 to 1; a run of"
+        " less than millions needs fewer.",
         "images",
         minimum=1,
     )
