@@ -133,6 +133,11 @@ def test_saves_leave_nothing_behind(
     for use in later:
         growth = use.memory_bytes - first.memory_bytes
         assert growth < _MAX_GROWTH_BYTES
-        assert dataclasses.replace(use, memory_bytes=0) == dataclasses.replace(
-            first, memory_bytes=0
-        )
+        # Descriptors are given back late: there may be fewer of them.
+        assert use.descriptors <= first.descriptors
+        assert _kept(use) == _kept(first)
+
+
+def _kept(use: _Use) -> _Use:
+    """Leaves out what may become less, and what is compared by size."""
+    return dataclasses.replace(use, memory_bytes=0, descriptors=0)
