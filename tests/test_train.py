@@ -742,7 +742,7 @@ def test_what_is_shown_is_on_the_disk_before_a_checkpoint_is(
         (outputs.Outputs, "draw_samples"),
         (outputs.Outputs, "make_film"),
         (outputs.Outputs, "flush"),
-        (checkpoint.Checkpointer, "write"),
+        (checkpoint.Checkpointer, "take"),
     ):
         method = getattr(owner, name)
         monkeypatch.setattr(
@@ -754,7 +754,7 @@ def test_what_is_shown_is_on_the_disk_before_a_checkpoint_is(
             )[1],
         )
     assert _run(tmp_path, epochs=1) == 0
-    assert calls == ["draw_samples", "make_film", "flush", "write"]
+    assert calls == ["draw_samples", "make_film", "flush", "take"]
 
 
 def test_a_run_that_lost_its_checkpoints_says_that_it_starts_again(
