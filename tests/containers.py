@@ -42,6 +42,10 @@ def missing_tools() -> str:
     missing = [name for name in _TOOLS if not shutil.which(name)]
     if os.getuid():
         missing.append("root")
+    # Root of a container often may not.
+    probe = ["unshare", *_NAMESPACES, "--fork", "true"]
+    if not missing and subprocess.run(probe, capture_output=True).returncode:
+        missing.append("the right to make namespaces")
     return ", ".join(missing)
 
 
