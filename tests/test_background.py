@@ -1,15 +1,18 @@
 """Training goes on while its state becomes durable, and hears of failures."""
 
+import contextlib
 import pathlib
 import resource
 import threading
+import time
+import weakref
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl import logging
 
-from trainer import checkpoint, errors
+from trainer import background, checkpoint, errors
 from trainer.background import BackgroundSaver
 from trainer.checkpoint import Checkpointer, PendingCheckpoint
 from trainer.storage import finder
@@ -216,26 +219,154 @@ def test_a_state_that_may_not_be_saved_is_raised_at_once(fake):
         assert saver.standstill_secs > 0
 
 
-@pytest.mark.parametrize("call", ["save", "wait"])
-def test_a_defect_is_raised_by_the_next_call_and_once(fake, call):
+@pytest.fixture
+def told(monkeypatch):
+    """Tells of logged errors in which thread, and whether with a traceback."""
+    threads = []
+    monkeypatch.setattr(
+        logging,
+        "error",
+        lambda text, step, *, exc_info: threads.append(
+            threading.current_thread()
+        ),
+    )
+    return threads
+
+
+def until(is_true):
+    deadline = time.monotonic() + TIMEOUT_SECS
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("call", ["check", "wait"])
+def test_a_defect_is_told_at_once_and_raised_once(fake, told, call):
     fake.publish_error = ZeroDivisionError("ours")
     with BackgroundSaver(fake) as saver:
         saver.save(1, {})
+        until(lambda: told)
+        assert told[0] is not threading.main_thread()
+        until(lambda: saver.has_defect)
         with pytest.raises(ZeroDivisionError, match="ours"):
-            saver.save(2, {}) if call == "save" else saver.wait()
-        assert ("take", 2) not in fake.done
+            getattr(saver, call)()
+        saver.check()
         saver.wait()
     assert saver.num_failed == 0
 
 
+def test_a_check_waits_for_nothing(fake):
+    fake.may_publish.clear()
+    with BackgroundSaver(fake) as saver:
+        saver.save(1, {})
+        saver.check()
+        assert fake.done == [("take", 1)]
+        fake.may_publish.set()
+
+
+@pytest.mark.parametrize("save", ["save", "save_last"])
+def test_a_defect_costs_no_later_save(fake, told, save):
+    fake.publish_error = ZeroDivisionError("ours")
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        with BackgroundSaver(fake) as saver:
+            saver.save(1, {})
+            until(lambda: saver.has_defect)
+            fake.publish_error = None
+            getattr(saver, save)(2, {})
+    assert fake.done[2:] == [("take", 2), ("publish", 2)]
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("phase", "error"),
+    [("take", full()), ("publish", full()), ("publish", MemoryError())],
+)
+def test_the_last_save_is_tried_once_more(
+    fake, told, monkeypatch, phase, error
+):
+    pauses = []
+
+    def mend(secs):
+        pauses.append(secs)
+        setattr(fake, f"{phase}_error", None)
+
+    monkeypatch.setattr(background.time, "sleep", mend)
+    setattr(fake, f"{phase}_error", error)
+    with BackgroundSaver(fake) as saver:
+        with (
+            pytest.raises(MemoryError)
+            if isinstance(error, MemoryError)
+            else contextlib.nullcontext()
+        ):
+            saver.save_last(1, {})
+        assert fake.done[-2:] == [("take", 1), ("publish", 1)]
+    assert len(pauses) == 1
+
+
+def test_the_last_save_is_tried_after_any_number_of_failures(fake, monkeypatch):
+    monkeypatch.setattr(background, "_PAUSE_SECS", 0)
+    fake.publish_error = full()
+    with BackgroundSaver(fake) as saver:
+        for step in (1, 2, 3):
+            saver.save(step, {})
+        with pytest.raises(errors.UnsavedError, match="step 4 .* row: 5"):
+            saver.save_last(4, {})
+        fake.publish_error = None
+        saver.save_last(4, {})
+
+
+def test_a_failed_save_keeps_no_state_in_memory(fake):
+    states = []
+
+    def publish(pending):
+        states.append(weakref.ref(pending))
+        try:
+            raise OSError("full")
+        except OSError as error:
+            raise full() from error
+
+    fake.publish = publish
+    with BackgroundSaver(fake) as saver:
+        saver.save(1, {})
+        with pytest.raises(errors.StorageError):
+            saver.wait()
+        assert states[0]() is None
+        fake.publish_error = None
+        del fake.publish
+        saver.save(2, {})
+
+
+@pytest.mark.parametrize("save", ["save", "save_last"])
+def test_whoever_watches_hears_of_a_slow_save(fake, monkeypatch, save):
+    monkeypatch.setattr(background, "_SECS_BETWEEN_BEATS", 0.01)
+    beats = []
+
+    def beat():
+        beats.append(1)
+        if len(beats) == 3:
+            fake.may_publish.set()
+
+    fake.may_publish.clear()
+    with BackgroundSaver(fake, on_wait=beat) as saver:
+        getattr(saver, save)(1, {})
+    assert len(beats) >= 3
+
+
+def test_a_save_that_hangs_is_not_excused_for_ever(fake, monkeypatch):
+    monkeypatch.setattr(background, "_SECS_BETWEEN_BEATS", 0.01)
+    monkeypatch.setattr(background, "_MAX_WAIT_SECS", 0)
+    beats = []
+    fake.may_publish.clear()
+    threading.Timer(0.1, fake.may_publish.set).start()
+    with BackgroundSaver(fake, on_wait=lambda: beats.append(1)) as saver:
+        saver.save(1, {})
+    assert beats == []
+
+
 @pytest.mark.parametrize("error", [full(), ZeroDivisionError("ours")])
 def test_another_error_is_not_hidden_and_hides_nothing(
-    fake, error, monkeypatch, warnings
+    fake, error, told, warnings
 ):
-    lines = []
-    monkeypatch.setattr(
-        logging, "error", lambda text, exc_info: lines.append(exc_info)
-    )
     fake.publish_error = error
     with pytest.raises(KeyError, match="diverged"):
         with BackgroundSaver(fake) as saver:
@@ -243,7 +374,7 @@ def test_another_error_is_not_hidden_and_hides_nothing(
             raise KeyError("diverged")
     assert fake.done == [("take", 1), ("publish", 1)]
     # Either of the two has told it.
-    assert len(lines) + len(warnings) == 1
+    assert len(told) + len(warnings) == 1
 
 
 @pytest.mark.parametrize("error", [None, full(), KeyError("ours")])

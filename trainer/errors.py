@@ -8,9 +8,10 @@ traceback.
 Codes 2 to 6 tell a scheduler not to restart the job; 7 may be mended by another
 machine. After 130 (interrupted), 142 (stalled) and 143 (preempted) the same
 command goes on. After 130 and 143 the state is saved, unless a second signal
-came or training had not yet begun; for a run in a bucket, the last line tells
-whether it is there or on this machine's disk only. After 142 it is the newest
-checkpoint's.
+came, training had not yet begun, or the save failed twice: then a line says
+which older checkpoint is durable (with none, it is 6). For a run in a bucket,
+the last line tells whether it is there or on this machine's disk only. After
+142 it is the newest checkpoint's.
 """
 
 EXIT_INTERRUPTED = 130
@@ -56,6 +57,27 @@ class StorageError(TrainerError):
     """The run directory cannot be read or written."""
 
     exit_code = 6
+
+
+class UnsavedError(StorageError):
+    """The state is not saved.
+
+    Attributes:
+        newest_good: the newest checkpoint that is durable, if there is one.
+    """
+
+    def __init__(self, message: str, *, newest_good: str | None) -> None:
+        """Says what is durable behind a message, which is a sentence."""
+        super().__init__(
+            f"{message} "
+            + (
+                f"What is durable is {newest_good}: the same command goes on "
+                "there."
+                if newest_good
+                else "Nothing of this run is durable."
+            )
+        )
+        self.newest_good = newest_good
 
 
 class DeviceError(TrainerError):

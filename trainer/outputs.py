@@ -5,7 +5,7 @@ and whether those are saved is watched elsewhere.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from absl import logging
@@ -59,8 +59,7 @@ class Outputs:
         self._secs = 0.0
         self._data_wait_secs = 0.0
         self._save_secs = 0.0
-        self._num_failed_saves = 0
-        self._num_failed_uploads = 0
+        self._count_failures: Callable[[], dict[str, int]] = dict
         self._num_failed_writes = 0
         self._last_problem = ""
 
@@ -120,8 +119,8 @@ class Outputs:
                 "images_per_sec": images_per_sec,
                 "data_wait_secs": self._data_wait_secs,
                 "save_secs": self._save_secs,
-                "failed_saves": self._num_failed_saves,
-                "failed_uploads": self._num_failed_uploads,
+                # Now, since a save may fail long after it has begun.
+                **self._count_failures(),
                 "failed_writes": self._num_failed_writes,
             }
             with self._going_on_without_it():
@@ -138,19 +137,15 @@ class Outputs:
         with self._going_on_without_it():
             self._metrics.write_evaluation(step, record, evaluation.values)
 
-    def note_save(
-        self, *, secs: float, num_failed: int, num_failed_uploads: int
+    def count_failures_with(
+        self, count_failures: Callable[[], dict[str, int]]
     ) -> None:
-        """Takes how long training stood still for a save.
+        """Takes what is asked for each record how often what has failed."""
+        self._count_failures = count_failures
 
-        Args:
-          secs: that it stood still.
-          num_failed: saves that have failed so far.
-          num_failed_uploads: uploads that have.
-        """
+    def note_save(self, *, secs: float) -> None:
+        """Takes how long training stood still for a save."""
         self._save_secs += secs
-        self._num_failed_saves = num_failed
-        self._num_failed_uploads = num_failed_uploads
 
     def draw_samples(self, step: int) -> None:
         """Writes the grid of the epoch that ends with `step`."""

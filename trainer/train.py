@@ -83,6 +83,12 @@ def _go_on_in_spite_of_divergence(
     while True:
         try:
             return _go_on(plan, interruption, heartbeat)
+        except errors.UnsavedError as error:
+            # 6 would tell a scheduler to leave for good a run that goes on
+            # from what is durable.
+            if error.newest_good and plan.team.exit_code:
+                error.exit_code = plan.team.exit_code
+            raise
         except errors.DivergedError as error:
             plan = plans.roll_back(plan, error)
 
@@ -105,7 +111,12 @@ def _go_on(plan: Plan, interruption: Interruption, heartbeat: Heartbeat) -> int:
             watchdog.beat()
             interruption.check()
 
-        with _keep_files(plan, state, on_progress) as (outputs, save, quality):
+        with _keep_files(plan, state, watchdog, on_progress) as (
+            outputs,
+            save,
+            check_saves,
+            quality,
+        ):
             team.take_over_from_chief(state.variables)
             train_step = assembly.build_step(
                 config,
@@ -125,6 +136,7 @@ def _go_on(plan: Plan, interruption: Interruption, heartbeat: Heartbeat) -> int:
                 evaluate=lambda step: _evaluate(
                     step, plan, quality, outputs, on_progress
                 ),
+                check_saves=check_saves,
                 next_vote=lambda: _vote(plan, interruption),
                 watchdog=watchdog,
                 heartbeat=heartbeat,
@@ -189,19 +201,35 @@ def _check_durability(plan: Plan) -> None:
 
 @contextlib.contextmanager
 def _keep_files(
-    plan: Plan, state: TrainState, on_progress: Callable[[], None]
+    plan: Plan,
+    state: TrainState,
+    watchdog: Watchdog,
+    on_progress: Callable[[], None],
 ) -> Iterator[
-    tuple[Outputs | NoOutputs, Callable[[int], None], Quality | None]
+    tuple[
+        Outputs | NoOutputs,
+        Callable[[int, bool], None],
+        Callable[[int], None],
+        Quality | None,
+    ]
 ]:
     """Restores the state and opens the run's files, if this is the chief.
 
     Yields:
       what takes the metrics and draws the pictures, what saves the state
-      after a step, and what measures the samples, if that is wanted.
+      after a step, and, if nothing comes after it, waits; what ends the run,
+      once its state is saved, for a defect of an earlier save; and what
+      measures the samples, if that is wanted.
     """
     if not plan.team.is_chief:
         # The chief refuses to save what is not finite, and all go back then.
-        yield NoOutputs(), FiniteCheck(state.as_checkpoint()).check, None
+        finite = FiniteCheck(state.as_checkpoint())
+        yield (
+            NoOutputs(),
+            lambda step, is_last: finite.check(step),
+            lambda step: None,
+            None,
+        )
         return
     config, schedule = plan.config, plan.schedule
     checkpointer = checkpoint.Checkpointer(
@@ -223,21 +251,24 @@ def _keep_files(
     known_best = {k: v for k, v in found.items() if k == "best_evaluation"}
     quality: Quality | None = None
 
-    def save(step: int) -> None:
+    def save(step: int, is_last: bool) -> None:
         start_secs = time.monotonic()
         # First, so that a checkpoint never knows more than the files.
         outputs.flush()
         flush_secs = time.monotonic() - start_secs
-        saver.save(
+        (saver.save_last if is_last else saver.save)(
             step,
             plan.host_state(step)
             | (quality.host_state() if quality else known_best),
         )
-        outputs.note_save(
-            secs=flush_secs + saver.standstill_secs,
-            num_failed=saver.num_failed,
-            num_failed_uploads=plan.mirror.num_failed if plan.mirror else 0,
-        )
+        outputs.note_save(secs=flush_secs + saver.standstill_secs)
+
+    def check_saves(step: int) -> None:
+        if saver.has_defect:
+            try:
+                save(step, True)
+            finally:
+                saver.check()
 
     with (
         assembly.open_outputs(
@@ -251,6 +282,7 @@ def _keep_files(
         BackgroundSaver(
             checkpointer,
             on_saved=plan.mirror.checkpoint_saved if plan.mirror else None,
+            on_wait=watchdog.excuse,
         ) as saver,
     ):
         if plan.is_first_try:  # After a rollback, the disk is known.
@@ -269,10 +301,16 @@ def _keep_files(
                 host_state=found,
                 on_progress=on_progress,
             )
+        outputs.count_failures_with(
+            lambda: {
+                "failed_saves": saver.num_failed,
+                "failed_uploads": plan.mirror.num_failed if plan.mirror else 0,
+            }
+        )
         outputs.note_start(
             attempt=plan.attempt, num_rollbacks=plan.num_rollbacks
         )
-        yield outputs, save, quality
+        yield outputs, save, check_saves, quality
 
 
 def _train(
@@ -281,7 +319,8 @@ def _train(
     schedule: Schedule,
     first_step: int,
     outputs: Outputs | NoOutputs,
-    save: Callable[[int], None],
+    save: Callable[[int, bool], None],
+    check_saves: Callable[[int], None],
     evaluate: Callable[[int], None],
     next_vote: Callable[[], Vote],
     watchdog: Watchdog,
@@ -289,7 +328,11 @@ def _train(
 ) -> int:
     """Trains until the schedule's last step or a signal; returns the step."""
     step = first_step
-    while step < schedule.last_step and not (vote := next_vote()).stops:
+    while step < schedule.last_step:
+        # Before the vote, at which the others would hear of an error.
+        check_saves(step)
+        if (vote := next_vote()).stops:
+            break
         num_steps = schedule.next_stop(step) - step
         start_secs = time.monotonic()
         metrics = train_step.run(num_steps)
@@ -312,10 +355,10 @@ def _train(
         if schedule.checkpoints_at(step) or vote.saves:
             watchdog.beat()
             heartbeat.note("saving", step)
-            save(step)
+            save(step, step >= schedule.last_step)
         watchdog.beat()
         heartbeat.note("training", step)
     if step < schedule.last_step:
         heartbeat.note("saving", step)
-        save(step)
+        save(step, True)
     return step

@@ -63,6 +63,12 @@ class Patience:
             self._began = True
             self._idle_secs = 0.0
 
+    def excuse(self) -> None:
+        """Counts anew, and learns nothing of how long things usually take."""
+        with self._lock:
+            self._read_clock()
+            self._idle_secs = 0.0
+
     def complaint(self) -> str | None:
         """Returns what took too long, or None while nothing did.
 
@@ -142,6 +148,10 @@ class Watchdog:
     def beat(self) -> None:
         """Tells that something was finished: steps, a grid, a checkpoint."""
         self._patience.beat()
+
+    def excuse(self) -> None:
+        """Tells that something known to be slow is still waited for."""
+        self._patience.excuse()
 
     def __enter__(self) -> "Watchdog":
         if self._stall_timeout_secs:
