@@ -20,6 +20,7 @@ from tests import runs, tiny
 from trainer import (
     adversarial,
     assembly,
+    background,
     checkpoint,
     data,
     errors,
@@ -32,6 +33,7 @@ from trainer import (
 )
 from trainer.config import Config
 from trainer.heartbeat import Heartbeat
+from trainer.storage.local import LocalStore
 
 # 1,797 digits make 7 steps an epoch.
 _BATCH_SIZE = 256
@@ -646,6 +648,116 @@ def test_a_full_disk_stops_no_run_before_three_saves_have_failed(
     tensors = runs.bundle(workdir)
     for name, value in runs.bundle(undisturbed[1]).items():
         np.testing.assert_array_equal(value, tensors[name])
+
+
+class _Disk:
+    """Breaks some of the commits, and sends a signal with step 8's record."""
+
+    def __init__(self, patch, error, *, breaks_at, number=None) -> None:
+        self.broken_at: list[int] = []
+        commit, record = LocalStore.commit, outputs.Outputs.record
+
+        def break_some(store, staging, manifest) -> None:
+            if breaks_at(manifest.step):
+                self.broken_at.append(manifest.step)
+                raise error
+            commit(store, staging, manifest)
+
+        def record_then_signal(other, **kwargs) -> None:
+            record(other, **kwargs)
+            if kwargs["step"] == 8 and number:
+                os.kill(os.getpid(), number)
+                time.sleep(0.2)  # A thread takes it.
+
+        patch.setattr(LocalStore, "commit", break_some)
+        patch.setattr(outputs.Outputs, "record", record_then_signal)
+        patch.setattr(background, "_PAUSE_SECS", 0.0)
+
+
+@pytest.mark.parametrize("older", [7, None])
+def test_a_stop_that_cannot_be_saved_ends_so_that_it_is_started_again(
+    undisturbed: dict[int, pathlib.Path],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    older: int | None,
+) -> None:
+    every = {"checkpoint_every_epochs": 1 if older else 2}
+    with monkeypatch.context() as patch:
+        disk = _Disk(
+            patch,
+            errors.StorageError("The server is away."),
+            breaks_at=lambda step: step in (8, 10),
+            number=signal.SIGTERM,
+        )
+        with pytest.raises(errors.StorageError) as caught:
+            _run(tmp_path, **every)
+    assert len(disk.broken_at) == 2
+    assert caught.value.exit_code == (143 if older else 6)
+    durable = "step-000000007" if older else "Nothing of this run"
+    assert f"step {disk.broken_at[0]} is not saved" in str(caught.value)
+    assert durable in str(caught.value)
+    if older:
+        assert _run(tmp_path, **every) == 0
+        runs.assert_same(tmp_path, undisturbed[1])
+
+
+def test_an_end_that_cannot_be_saved_ends_with_6(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _Disk(
+        monkeypatch,
+        errors.StorageError("The server is away."),
+        breaks_at=lambda step: step == 9,
+    )
+    with pytest.raises(errors.StorageError, match="step-000000007") as caught:
+        _run(tmp_path, max_steps=9, checkpoint_every_epochs=1)
+    assert caught.value.exit_code == 6
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGTERM])
+def test_a_defect_in_a_save_ends_the_run_once_the_state_is_saved(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    disk = _Disk(
+        monkeypatch,
+        MemoryError("ours"),
+        breaks_at=lambda step: step == 7,
+        number=number,
+    )
+    run = train_step.TrainStep.run
+
+    def run_slowly(self, num_steps: int) -> dict[str, float]:
+        time.sleep(0.5)  # The save of step 7 has ended by then.
+        return run(self, num_steps)
+
+    monkeypatch.setattr(train_step.TrainStep, "run", run_slowly)
+    with pytest.raises(MemoryError, match="ours"):
+        _run(tmp_path, checkpoint_every_epochs=1)
+    assert disk.broken_at == [7]
+    # Not that of the next epoch: this is the next boundary.
+    [saved] = runs.checkpoint_names(tmp_path)
+    assert 7 < int(saved[5:]) < 14
+
+
+def test_a_failed_save_is_counted_in_the_next_record(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _Disk(
+        monkeypatch,
+        errors.StorageError("The server is away."),
+        breaks_at=lambda step: step == 7,
+    )
+    run = train_step.TrainStep.run
+
+    def run_slowly(self, num_steps: int) -> dict[str, float]:
+        time.sleep(0.5)  # The save of step 7 has ended by then.
+        return run(self, num_steps)
+
+    monkeypatch.setattr(train_step.TrainStep, "run", run_slowly)
+    assert _run(tmp_path, max_steps=11, checkpoint_every_epochs=1) == 0
+    counts = {r["step"]: r["failed_saves"] for r in runs.records(tmp_path)}
+    assert [n for step, n in counts.items() if step < 7][-1] == 0
+    assert [n for step, n in counts.items() if step > 7][0] == 1
 
 
 def test_a_damaged_picture_does_not_keep_a_run_from_finishing(
