@@ -110,6 +110,19 @@ def test_beats_within_the_timeout_never_lead_to_a_complaint():
     _beat_every(9, patience, clock, times=100)
 
 
+def test_what_is_excused_is_not_counted_and_says_nothing_of_what_is_usual():
+    clock = _Clock()
+    patience = _make_patience(clock)
+    patience.beat()
+    _beat_every(4, patience, clock, times=50)
+    for _ in range(100):
+        clock.now += 1.0
+        patience.excuse()
+        assert patience.complaint() is None
+    secs, complaint = _secs_until_complaint(patience, clock)
+    assert (secs, "usually it takes 4 s" in complaint) == (80, True)
+
+
 def test_beats_faster_than_the_looks_leave_the_timeout_as_it_is():
     clock = _Clock()
     patience = _make_patience(clock)
