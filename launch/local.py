@@ -15,10 +15,24 @@ from launch.platforms import JobStatus, State
 from trainer import errors
 
 _RENDERED_PORT = 2222  # And those after it.
+# Whoever ends the shell must not leave workers behind, nor those that start
+# just then. Ctrl-C reaches them by itself, and a second signal would end them
+# unsaved.
+_START = """\
+pids= stop=
+trap stop=1 TERM
+trap : INT"""
+# A signal ends `wait`, not the worker.
 _WAIT = """\
+trap 'kill -TERM $pids 2>/dev/null' TERM
+[ -z "$stop" ] || kill -TERM $pids 2>/dev/null
 code=0
 for pid in $pids; do
-  wait "$pid" || code=$?
+  while :; do
+    wait "$pid" && end=0 || end=$?
+    kill -0 "$pid" 2>/dev/null || break
+  done
+  [ "$end" = 0 ] || code=$end
 done
 exit $code"""
 
@@ -46,10 +60,13 @@ def render(spec: JobSpec) -> str:
             for name, value in environment.items()
         ]
         words += [shlex.quote(word) for word in _command(spec)]
-        end = ' & pids="$pids $!"' if spec.num_workers > 1 else ""
-        lines.append(f"{' '.join(words)}{end}")
+        if spec.num_workers > 1:
+            words += ["&", 'pids="$pids $!"']
+        else:  # Signals then go to the trainer: there is no shell any more.
+            words = ["exec", *(["env"] if environment else []), *words]
+        lines.append(" ".join(words))
     if spec.num_workers > 1:
-        lines.insert(1, "pids=")
+        lines.insert(1, _START)
         lines.append(_WAIT)
     return "\n".join(lines) + "\n"
 

@@ -124,9 +124,10 @@ def test_render_says_what_is_started(monkeypatch, capsys):
     flags = ["--platform=local", "--num_workers=2", "--num_accelerators=2"]
     assert main.main(["main", "render", *flags, "--", "--epochs=2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "CUDA_VISIBLE_DEVICES=0,1 python -m trainer.main" in lines[2]
-    assert "CUDA_VISIBLE_DEVICES=2,3 python -m trainer.main" in lines[3]
-    for line in lines[2:4]:
+    workers = [line for line in lines if "trainer.main" in line]
+    assert "CUDA_VISIBLE_DEVICES=0,1 python -m trainer.main" in workers[0]
+    assert "CUDA_VISIBLE_DEVICES=2,3 python -m trainer.main" in workers[1]
+    for line in workers:
         assert '["localhost:2222", "localhost:2223"]' in line
 
 
@@ -146,6 +147,33 @@ def test_what_is_rendered_waits_for_all_and_ends_as_they_do(
     finished = subprocess.run(["sh"], input=script, text=True, timeout=20)
     assert finished.returncode == 3
     assert (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_sigterm_to_what_is_rendered_reaches_the_workers(
+    monkeypatch, capsys, tmp_path, num_workers
+):
+    program = tmp_path / "python"
+    program.write_text(
+        "#!/bin/sh\n"
+        "trap 'sleep 0.3; echo saved; exit 143' TERM\n"
+        "echo ready\n"
+        "for _ in $(seq 100); do sleep 0.1; done\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    flags = ["--platform=local", f"--num_workers={num_workers}", "--env=A=b"]
+    assert main.main(["main", "render", *flags]) == 0
+    script = tmp_path / "script"
+    script.write_text(capsys.readouterr().out)
+    with subprocess.Popen(
+        ["sh", str(script)], stdout=subprocess.PIPE, text=True
+    ) as shell:
+        for _ in range(num_workers):
+            assert shell.stdout.readline() == "ready\n"
+        shell.terminate()
+        assert shell.stdout.read() == "saved\n" * num_workers
+    assert shell.returncode == 143
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "cancel", "list"])

@@ -1,2 +1,2 @@
 #!/bin/sh
-CUDA_VISIBLE_DEVICES=0 /usr/bin/python3 -m trainer.main --epochs=100 --dataset=mnist '--data_dir=~/mnist' --workdir=runs/first
+exec env CUDA_VISIBLE_DEVICES=0 /usr/bin/python3 -m trainer.main --epochs=100 --dataset=mnist '--data_dir=~/mnist' --workdir=runs/first
