@@ -79,11 +79,14 @@ def logs(place: Place, name: str, follow: bool) -> Iterator[str]:
 
 
 def cancel(place: Place, name: str) -> None:
-    """Asks Vertex AI to cancel a job."""
+    """Asks Vertex AI to cancel a job, and its doubles if there are any."""
     client = _connect(place)
-    job = _find(client, place, name)
-    if _status(place, job).state.is_final:
-        return
+    for job in _find_all(client, place, name):
+        if not _status(place, job).state.is_final:
+            _cancel(client, place, job)
+
+
+def _cancel(client: Any, place: Place, job: Any) -> None:
     try:
         vertex_client.call(client.cancel_custom_job, name=job.name)
     except platforms.PlatformError:
@@ -126,12 +129,25 @@ def _create(client: Any, spec: JobSpec) -> JobStatus:
 
 
 def _find(client: Any, place: Place, name: str) -> Any:
-    """Returns the CustomJob of a name."""
-    jobs = _list(client, place, f'labels.{JOB_LABEL}="{name}"')
-    for job in jobs:
-        if job.labels.get(JOB_LABEL) == name:
-            return job
-    raise platforms.JobNotFoundError(name, vertex_request.parent(place))
+    """Returns the newest CustomJob of a name; rather one that costs money."""
+    jobs = _find_all(client, place, name)
+    alive = (job for job in jobs if not _status(place, job).state.is_final)
+    return next(alive, jobs[0])
+
+
+def _find_all(client: Any, place: Place, name: str) -> list[Any]:
+    """Returns the CustomJobs of a name, the newest first.
+
+    Vertex AI lets two who submit at the same moment both have one.
+    """
+    jobs = [
+        job
+        for job in _list(client, place, f'labels.{JOB_LABEL}="{name}"')
+        if job.labels.get(JOB_LABEL) == name
+    ]
+    if not jobs:
+        raise platforms.JobNotFoundError(name, vertex_request.parent(place))
+    return jobs
 
 
 def _list(client: Any, place: Place, condition: str) -> list[Any]:

@@ -79,6 +79,12 @@ class FakeVertex:
         job = list(self.jobs.values())[number]
         job.update(fields, state=f"JOB_STATE_{state}")
 
+    def add_double(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Creates what somebody else has submitted at the same moment."""
+        fields = ("displayName", "labels", "jobSpec")
+        parent = job["name"].partition("/customJobs/")[0]
+        return self._create(parent, {name: job[name] for name in fields})
+
     def log(self, time: str, text: str, **fields: Any) -> None:
         """Adds an entry to the newest job's log."""
         job = list(self.jobs)[-1].rpartition("/")[2]

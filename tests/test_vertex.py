@@ -280,6 +280,27 @@ def test_cancel_waits_for_the_end(
     assert [r for r in vertex.requests if r.endswith(":cancel")] == cancels
 
 
+def test_cancel_ends_both_that_were_submitted_at_the_same_moment(
+    vertex: FakeVertex, command: _Command
+) -> None:
+    name = command.submit()["name"]
+    [first] = vertex.jobs.values()
+    second = vertex.add_double(first)
+    vertex.set_state("RUNNING", number=0)
+    vertex.set_state("RUNNING", number=1)
+
+    def on_request(request: str) -> None:
+        if request.startswith("GET") and "CANCELLING" in second["state"]:
+            # The newer ends first, and must not be taken for both.
+            second["state"] = "JOB_STATE_CANCELLED"
+        elif "CANCELLED" in second["state"] and "CANCEL" in first["state"]:
+            first["state"] = "JOB_STATE_CANCELLED"
+
+    vertex.on_request = on_request
+    assert command("cancel", name, *_PLACE) == 0
+    assert first["state"] == second["state"] == "JOB_STATE_CANCELLED"
+
+
 def test_ctrl_c_while_cancelling_says_that_the_job_has_not_ended(
     vertex: FakeVertex, command: _Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
