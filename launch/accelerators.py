@@ -186,15 +186,17 @@ def choose(
         count: GPUs on each machine.
         machine: A machine type.
         spot: Whether Spot or flex-start machines are asked for.
-        unchecked: Take all three as they are, for what is newer than the table.
+        unchecked: Take all three as they are, for what is newer than the
+            table; but nothing with Arm processors.
 
     Raises:
         UsageError: There is no such machine; the message names those that come
             nearest.
     """
+    # Even unchecked: the table knows them, and no image would run there.
+    _refuse_arm(accelerator, machine)
     if unchecked:
         return _unchecked(accelerator, count, machine)
-    _refuse_arm(accelerator, machine)
     if accelerator is None:
         return _from_machine(count, machine, spot)
     name = _canonical_name(accelerator)

@@ -120,3 +120,9 @@ def test_the_way_out_takes_everything_as_it_is():
     for arguments in (("l4", 1, None), ("l4", None, "g9"), (None, None, None)):
         with pytest.raises(errors.UsageError, match="derives nothing"):
             _choose(*arguments, unchecked=True)
+
+
+def test_the_way_out_does_not_lead_to_arm():
+    for arguments in (("gb200", 4, "a4x-highgpu-4g"), (None, None, "c4a-x-9")):
+        with pytest.raises(errors.UsageError, match="Arm processors"):
+            _choose(*arguments, unchecked=True)
