@@ -16,7 +16,7 @@ _NAMES = re.compile(
     # as a word of the name, or as its end, as in MY_SECRETS.
     "|(?:^|_)(?:api_?key|access_?key|auth|credentials?|private_?key|pwd"
     "|secrets?|tokens?)(?:$|_)"
-    "|(?:^|_)(?:keys?|pat)$",
+    "|(?:^|_)(?:keys?|pass|pat)$",
     re.IGNORECASE,
 )
 # Of it, a path is no secret, where one sees the machine's own files.

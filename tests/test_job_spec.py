@@ -159,6 +159,7 @@ def test_values_that_look_like_secrets_are_refused_and_not_shown(secret):
         *("AWS_ACCESS_KEY_ID", "GOOGLE_APPLICATION_CREDENTIALS", "apikey"),
         *("OPENAI_KEY", "ENCRYPTION_KEY", "DBPASSWORD", "GITHUB_PAT"),
         *("HF_TOKENS", "MY_SECRETS", "AZURE_STORAGE_CONNECTION_STRING", "KEY"),
+        *("DB_PASS", "SMTP_PASS"),
     ],
 )
 def test_names_that_promise_secrets_are_refused(name):
@@ -192,6 +193,7 @@ def test_on_a_cluster_with_shared_files_credentials_may_be_named_by_path():
         "AUTHOR=me",
         "PATH=/bin",
         "KEYBOARD=us",
+        "PASSES=2",
     ],
 )
 def test_ordinary_variables_are_not_secrets(variable):
