@@ -25,12 +25,15 @@ class Accelerator:
             count is what is taken for it.
         only_spot: Machine types that Vertex AI offers as Spot or flex-start
             machines only.
+        disk_type: The boot disk's type, where the machines cannot have that of
+            Vertex AI's default; else "".
     """
 
     vertex: str
     gke_label: str
     machines: Mapping[str, tuple[int, ...]]
     only_spot: frozenset[str] = frozenset()
+    disk_type: str = ""
 
 
 def _n1(
@@ -45,6 +48,9 @@ def _n1(
     return machines
 
 
+# The newest machines take no Persistent Disk, which is Vertex AI's default for
+# all but a3-ultragpu.
+_HYPERDISK = "hyperdisk-balanced"
 ACCELERATORS = {
     "t4": Accelerator(
         "NVIDIA_TESLA_T4",
@@ -131,7 +137,12 @@ ACCELERATORS = {
     "h200": Accelerator(
         "NVIDIA_H200_141GB", "nvidia-h200-141gb", {"a3-ultragpu-8g": (8,)}
     ),
-    "b200": Accelerator("NVIDIA_B200", "nvidia-b200", {"a4-highgpu-8g": (8,)}),
+    "b200": Accelerator(
+        "NVIDIA_B200",
+        "nvidia-b200",
+        {"a4-highgpu-8g": (8,)},
+        disk_type=_HYPERDISK,
+    ),
     "rtx-pro-6000": Accelerator(
         "NVIDIA_RTX_PRO_6000",
         "nvidia-rtx-pro-6000",
@@ -141,6 +152,7 @@ ACCELERATORS = {
             "g4-standard-192": (4,),
             "g4-standard-384": (8,),
         },
+        disk_type=_HYPERDISK,
     ),
 }
 # Machine types with Arm processors, for which TensorFlow with CUDA does not
@@ -159,12 +171,14 @@ class Choice:
         vertex: The GPU's name in Vertex AI's API; "" without GPUs.
         gke_label: The GPU's name in GKE's node label; "" without GPUs.
         count: GPUs on one machine.
+        disk_type: The boot disk's type; "" for Vertex AI's default.
     """
 
     machine: str
     vertex: str
     gke_label: str
     count: int
+    disk_type: str = ""
 
 
 def choose(
@@ -227,7 +241,7 @@ def choose(
             f"--machine={machine} is to be had with --spot or --flex_start"
             f" only. Add one of them, or choose {_or(always)}. {_UNCHECKED}"
         )
-    return Choice(machine, kind.vertex, kind.gke_label, count)
+    return Choice(machine, kind.vertex, kind.gke_label, count, kind.disk_type)
 
 
 def _unchecked(

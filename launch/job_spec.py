@@ -276,7 +276,8 @@ class JobSpec(Place):
         None,
         "vertex: the boot disk's type, such as pd-ssd or hyperdisk-balanced.",
         "type",
-        default_text="the platform's own",
+        default_text="hyperdisk-balanced with b200 and rtx-pro-6000, else the"
+        " platform's own",
     )
     volume_claim: str | None = _flag(
         _MACHINES,

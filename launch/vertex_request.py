@@ -121,8 +121,8 @@ def _pool(spec: JobSpec, replicas: int) -> dict[str, Any]:
         machine["acceleratorType"] = choice.vertex
         machine["acceleratorCount"] = choice.count
     disk: dict[str, Any] = {"bootDiskSizeGb": spec.disk_gib or DISK_GIB}
-    if spec.disk_type:
-        disk["bootDiskType"] = spec.disk_type
+    if disk_type := spec.disk_type or choice.disk_type:
+        disk["bootDiskType"] = disk_type
     container: dict[str, Any] = {
         "imageUri": spec.image,
         "args": list(spec.container_args),

@@ -109,6 +109,25 @@ def test_vertex_ai_knows_each_field_of_the_request(
     assert back == request["body"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "disk_type"),
+    [
+        (("--accelerator=rtx-pro-6000",), "hyperdisk-balanced"),
+        (("--machine=a4-highgpu-8g",), "hyperdisk-balanced"),
+        (("--accelerator=b200", "--num_accelerators=8", "--disk_type=x"), "x"),
+        # Vertex AI has a default of its own for these.
+        (("--accelerator=h200", "--num_accelerators=8"), None),
+        (("--accelerator=l4",), None),
+    ],
+)
+def test_the_boot_disk_is_one_that_the_machine_can_have(
+    capsys: pytest.CaptureFixture, flags: tuple[str, ...], disk_type: str | None
+) -> None:
+    request = json.loads(_render(capsys, (*_VERTEX, *flags)))
+    [pool] = request["body"]["jobSpec"]["workerPoolSpecs"]
+    assert pool["diskSpec"].get("bootDiskType") == disk_type
+
+
 @pytest.mark.parametrize("name", [n for n in _CASES if n.endswith(".sh")])
 def test_scripts_are_scripts(capsys: pytest.CaptureFixture, name: str) -> None:
     subprocess.run(
