@@ -43,6 +43,8 @@ class FakeStore:
 
     def read_manifest(self, name):
         self.read.append(step_of(name))
+        if step_of(name) not in self.steps:
+            raise BadCheckpointError("missing")
         if step_of(name) in self.bad:
             raise BadCheckpointError("flipped")
         files = [
@@ -145,13 +147,51 @@ def test_a_bad_one_is_no_reason_to_delete_a_good_one():
 def test_the_best_stays_until_there_is_a_better_one():
     store = FakeStore([10, 20, 30])
     keeper = retention(store, keep=1)
-    keeper.best = checkpoint_name(10)
+    keeper.protect_best(checkpoint_name(10))
     saved(keeper, store, 40)
     assert store.steps == [10, 40]
     assert not keeper.make_room_after(FULL)
-    keeper.best = checkpoint_name(40)
+    keeper.protect_best(checkpoint_name(40))
     saved(keeper, store, 50)
     assert store.steps == [40, 50]
+
+
+def test_the_best_stays_until_the_better_one_is_there_and_good():
+    store = FakeStore([])
+    keeper = retention(store)
+    for step in (10, 20, 30):
+        keeper.protect_best(checkpoint_name(10))
+        saved(keeper, store, step)
+    # The save of 40, the new best, fails; later ones know of it all the same.
+    for step in (50, 60):
+        keeper.protect_best(checkpoint_name(40))
+        saved(keeper, store, step)
+    assert store.steps == [10, 50, 60]
+    # It comes late, and damaged: still no reason to delete the old one.
+    store.steps.insert(1, 40)
+    store.bad = {40}
+    keeper.protect_best(checkpoint_name(40))
+    saved(keeper, store, 70)
+    assert store.steps == [10, 40, 60, 70]
+    store.bad = set()
+    keeper.protect_best(checkpoint_name(40))
+    saved(keeper, store, 80)
+    assert store.steps == [40, 70, 80]
+
+
+def test_a_best_one_that_cannot_be_looked_at_replaces_none(monkeypatch):
+    store = FakeStore([10, 20, 30])
+    keeper = retention(store, keep=1)
+    keeper.protect_best(checkpoint_name(10))
+    with monkeypatch.context() as patch:
+
+        def refuse(name):
+            raise errors.StorageError("no network")
+
+        patch.setattr(store, "read_manifest", refuse)
+        keeper.protect_best(checkpoint_name(20))
+    saved(keeper, store, 40)
+    assert store.steps == [10, 20, 40]
 
 
 def test_what_was_saved_stays_even_if_it_is_not_the_newest():

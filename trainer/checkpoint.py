@@ -86,6 +86,10 @@ class Checkpointer:
         """The newest checkpoint that was verified or restored here, by name."""
         return self._retention.newest_trusted
 
+    def has_saved(self, step: int) -> bool:
+        """Tells whether the state of a step was verified or restored here."""
+        return self._retention.trusts(manifest.checkpoint_name(step))
+
     def restore(self, stored: finder.StoredCheckpoint) -> None:
         """Puts the values of a checkpoint into the variables.
 
@@ -115,7 +119,7 @@ class Checkpointer:
                 "another --workdir."
             ) from error
         self._retention.trust(stored.name)
-        self._retention.best = stored.best
+        self._retention.protect_best(stored.best)
 
     def save(self, step: int, host_state: dict[str, Any]) -> None:
         """Commits the state after a global step: `take`, then `publish`."""
@@ -201,7 +205,7 @@ class Checkpointer:
             ) from error
         logging.info("Saved %s (%.1f MB).", record.name, record.size / 1e6)
         # Not before: it may be this one, in whose favour the old one goes.
-        self._retention.best = pending.best
+        self._retention.protect_best(pending.best)
         self._retention.prune(record.name)
 
     def _is_saved(self, name: str) -> bool:

@@ -21,9 +21,7 @@ from trainer.storage import CheckpointStore, finder, manifest
 class Retention:
     """Deletes what a run no longer needs, and remembers what is good.
 
-    Attributes:
-        best: The name of the best checkpoint, which stays until there is a
-            better one; None while none is known.
+    The best one stays besides; see `protect_best`.
     """
 
     def __init__(
@@ -64,7 +62,8 @@ class Retention:
         # Names that this process has verified or restored from: they are not
         # read again after every save.
         self._good: set[str] = set()
-        self.best: str | None = None
+        # One name, or several while the last of them is not yet verified.
+        self._best: set[str] = set()
 
     @property
     def newest_trusted(self) -> str | None:
@@ -96,6 +95,27 @@ class Retention:
         )
         self._good.add(name)
         return record
+
+    def protect_best(self, name: str | None) -> None:
+        """Notes which checkpoint is the best one now, which then stays.
+
+        The ones noted before stay too until this one is there and good: its
+        save may have failed, or its upload may still be to come.
+
+        Args:
+            name: The best one; None if none is known any more.
+        """
+        if name is None:
+            self._best.clear()
+            return
+        self._best.add(name)
+        if len(self._best) == 1:
+            return
+        try:
+            if self._is_good(name):
+                self._best = {name}
+        except errors.StorageError as error:
+            logging.warning("Whether %s is good is not known: %s", name, error)
 
     def prune(self, saved: str) -> None:
         """Deletes what is older than the newest good ones to keep.
@@ -169,7 +189,7 @@ class Retention:
     def _is_protected(self, name: str) -> bool:
         """Tells whether a checkpoint is kept, however old it is."""
         step = manifest.step_of(name)
-        return name == self.best or (
+        return name in self._best or (
             self._keep_every_steps is not None
             and step is not None
             and step % self._keep_every_steps == 0

@@ -194,7 +194,7 @@ class MirrorCheckpoints:
         else:
             self._remote.commit(parcel.directory, parcel.manifest)
             self._retention.verify(name)
-        self._retention.best = parcel.best
+        self._retention.protect_best(parcel.best)
         self._retention.prune(name)
 
     def _newest_in_bucket(self) -> str | None:
