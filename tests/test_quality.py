@@ -74,13 +74,16 @@ class _Measured:
 
 def watch(*results, host_state=None):
     watched = quality.Quality(
-        _Measured(*results), None, host_state=host_state or {}
+        _Measured(*results),
+        None,
+        host_state=host_state or {},
+        is_saved=lambda _: True,
     )
     problems = []
     for step in range(len(results)):
         _, problem = watched.evaluate(step, on_progress=lambda: None)
         problems.append(problem)
-    return watched.host_state(), problems
+    return watched.host_state(len(results)), problems
 
 
 def test_the_best_has_the_least_distance():
@@ -88,6 +91,35 @@ def test_the_best_has_the_least_distance():
     assert state["best_evaluation"]["step"] == 1
     assert state["best_evaluation"]["values"]["frechet_distance"] == 3.0
     assert problems == [None, None, None]
+
+
+def test_the_best_is_a_checkpoint_whatever_fails():
+    saved = set()
+    watched = quality.Quality(
+        _Measured(
+            *[(distance, 1.0) for distance in (11.0, 9.0, 5.0, 3.0, 2.0)]
+        ),
+        None,
+        host_state={},
+        is_saved=saved.__contains__,
+    )
+
+    def save(step, *, succeeds):
+        state = watched.host_state(step)
+        saved.update({step} if succeeds else ())
+        return state.get("best_evaluation", {"step": None})["step"]
+
+    for step, succeeds, at_once, later in (
+        (5, False, 5, None),
+        (10, True, 10, 10),
+        (20, False, 20, 10),
+        (30, False, 30, 10),
+        (40, True, 40, 40),
+    ):
+        watched.evaluate(step, on_progress=lambda: None)
+        assert save(step, succeeds=succeeds) == at_once
+        if step != 20:  # Two failures in a row, too.
+            assert save(step + 1, succeeds=True) == later
 
 
 def test_what_a_checkpoint_knows_is_still_the_best():

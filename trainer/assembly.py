@@ -456,6 +456,7 @@ def make_quality(
     state: TrainState,
     *,
     host_state: Mapping[str, Any],
+    is_saved: Callable[[int], bool],
     on_progress: Callable[[], object],
 ) -> Quality:
     """Makes ready what the samples are measured with; may train a classifier.
@@ -465,6 +466,7 @@ def make_quality(
       dataset: what it is trained on.
       state: whose generator is measured: the averaged one, if there is one.
       host_state: of the checkpoint that the run goes on from.
+      is_saved: see `Quality`.
       on_progress: is called again and again, and may raise to end this.
 
     Raises:
@@ -493,7 +495,9 @@ def make_quality(
         seed=config.seed,
     )
     generator = state.shown_generator
-    return Quality(evaluator, generator, host_state=host_state)
+    return Quality(
+        evaluator, generator, host_state=host_state, is_saved=is_saved
+    )
 
 
 def real_images(config: Config, dataset: Dataset) -> np.ndarray:

@@ -82,7 +82,7 @@ class BackgroundSaver:
         """
         start_secs = time.monotonic()
         try:
-            self._finish()
+            self.finish()
             # Not a fourth time: the user must know.
             self._give_up_after(_MAX_FAILED_IN_A_ROW)
             self._begin(step, host_state)
@@ -104,9 +104,9 @@ class BackgroundSaver:
         """
         start_secs = time.monotonic()
         try:
-            self._finish()
+            self.finish()
             self._begin(step, host_state)
-            self._finish()
+            self.finish()
             if not self._is_saved:
                 logging.info("The last save is tried once more.")
                 time.sleep(_PAUSE_SECS)
@@ -120,7 +120,7 @@ class BackgroundSaver:
     def has_defect(self) -> bool:
         """Whether `check` would raise; asks nobody, and waits for nothing."""
         if self._under_way is not None and self._under_way.done():
-            self._finish()
+            self.finish()
         return self._defect is not None
 
     def check(self) -> None:
@@ -135,7 +135,7 @@ class BackgroundSaver:
             UnsavedError: If the last save has failed.
             Exception: A defect.
         """
-        self._finish()
+        self.finish()
         self._raise_defect()
         self._give_up_after(1)
 
@@ -153,7 +153,7 @@ class BackgroundSaver:
             if exc is None:
                 self.wait()
             else:
-                self._finish()
+                self.finish()
         finally:
             self._thread.shutdown()
 
@@ -187,7 +187,7 @@ class BackgroundSaver:
             )
             raise
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         """Waits for the save under way; keeps what is no StorageError."""
         if self._under_way is None:
             return

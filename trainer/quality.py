@@ -24,6 +24,7 @@ class Quality:
         generator: keras.Model,
         *,
         host_state: Mapping[str, Any],
+        is_saved: Callable[[int], bool],
     ) -> None:
         """Measures nothing yet.
 
@@ -31,7 +32,12 @@ class Quality:
           evaluator: what measures.
           generator: what is measured.
           host_state: of the checkpoint that the run goes on from.
+          is_saved: whether the state of a step that was measured here has
+            become a checkpoint.
         """
+        self._is_saved = is_saved
+        # The best before, while the save of the best one may still fail.
+        self._replaced: list[dict[str, Any] | None] = []
         self._evaluator = evaluator
         self._generator = generator
         self._best: dict[str, Any] | None = host_state.get("best_evaluation")
@@ -42,8 +48,21 @@ class Quality:
             )
             self._best = None
 
-    def host_state(self) -> dict[str, Any]:
-        """Returns what a checkpoint holds of this."""
+    def host_state(self, step: int) -> dict[str, Any]:
+        """Returns what the checkpoint of a step holds of this.
+
+        What it names as the best is a checkpoint, if it is one itself. Ask
+        when no save is under way.
+        """
+        while self._best and self._replaced and self._best["step"] != step:
+            if self._is_saved(self._best["step"]):
+                self._replaced.clear()
+                break
+            logging.warning(
+                "Step %d, the best so far, was not saved, and no longer counts.",
+                self._best["step"],
+            )
+            self._best = self._replaced.pop()
         return {"best_evaluation": self._best} if self._best else {}
 
     def evaluate(
@@ -73,6 +92,7 @@ class Quality:
         )
         distance = values[collapse.DISTANCE]
         if not best or distance < best["values"][collapse.DISTANCE]:
+            self._replaced.append(self._best)
             self._best = {
                 "step": step,
                 "values": {

@@ -255,13 +255,15 @@ def _keep_files(
         start_secs = time.monotonic()
         # First, so that a checkpoint never knows more than the files.
         outputs.flush()
-        flush_secs = time.monotonic() - start_secs
+        # Then it is known what has been saved, and so what the best is.
+        saver.finish()
+        before_secs = time.monotonic() - start_secs
         (saver.save_last if is_last else saver.save)(
             step,
             plan.host_state(step)
-            | (quality.host_state() if quality else known_best),
+            | (quality.host_state(step) if quality else known_best),
         )
-        outputs.note_save(secs=flush_secs + saver.standstill_secs)
+        outputs.note_save(secs=before_secs + saver.standstill_secs)
 
     def check_saves(step: int) -> None:
         if saver.has_defect:
@@ -299,6 +301,7 @@ def _keep_files(
                 plan.dataset,
                 state,
                 host_state=found,
+                is_saved=checkpointer.has_saved,
                 on_progress=on_progress,
             )
         outputs.count_failures_with(
