@@ -47,6 +47,7 @@ class Machine:
         *,
         secs=0.05,
         keep=3,
+        keep_every=None,
         patience=PATIENCE,
         duration_secs=60.0,
     ):
@@ -66,7 +67,7 @@ class Machine:
             config_digest="c0ffee",
             attempt=attempt,
             keep_checkpoints=keep,
-            keep_every_steps=None,
+            keep_every_steps=keep_every,
             seconds_between_file_uploads=secs,
         )
 
@@ -690,6 +691,24 @@ def test_one_checkpoint_is_in_flight_at_most(
     machine.end()
     assert active == [300, 450]
     assert steps_in_bucket(tmp_path) == [300, 450]
+
+
+def test_what_is_to_be_kept_waits_on_a_slow_network(
+    fake, make_machine, tmp_path
+):
+    machine = make_machine("a1", keep=1, keep_every=350)
+    machine.start()
+    machine.save(300, best=300)
+    wait_until(lambda: "step 300." in machine.mirror.durability())
+    fake.latency_secs = 0.1
+    sent = fake.count("POST", "step-000000310")
+    machine.save(310, best=300)
+    wait_until(lambda: fake.count("POST", "step-000000310") > sent)
+    for step, best in ((320, 320), (350, 300), (400, 320)):
+        machine.save(step, best=best)
+    fake.latency_secs = 0.02
+    assert machine.end() == f"{PLACE} holds everything up to step 400."
+    assert steps_in_bucket(tmp_path) == [320, 350, 400]
 
 
 def test_the_bucket_keeps_as_many_as_the_disk(fake, make_machine, tmp_path):

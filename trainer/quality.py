@@ -59,7 +59,7 @@ class Quality:
                 self._replaced.clear()
                 break
             logging.warning(
-                "Step %d, the best so far, was not saved, and no longer counts.",
+                "Step %d, the best so far, was not saved and counts no more.",
                 self._best["step"],
             )
             self._best = self._replaced.pop()

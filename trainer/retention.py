@@ -188,8 +188,12 @@ class Retention:
 
     def _is_protected(self, name: str) -> bool:
         """Tells whether a checkpoint is kept, however old it is."""
+        return name in self._best or self.is_for_ever(name)
+
+    def is_for_ever(self, name: str) -> bool:
+        """Tells whether a checkpoint is one of those kept for ever."""
         step = manifest.step_of(name)
-        return name in self._best or (
+        return (
             self._keep_every_steps is not None
             and step is not None
             and step % self._keep_every_steps == 0

@@ -25,6 +25,7 @@ class Parcel:
     manifest: Manifest
     directory: pathlib.Path
     best: str | None
+    is_kept: bool  # However many newer ones come: the best, or for ever.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +169,8 @@ class MirrorCheckpoints:
         except BaseException:
             self._remote.discard(staging)
             raise
-        return Parcel(record, staging, best)
+        is_kept = name == best or self._retention.is_for_ever(name)
+        return Parcel(record, staging, best, is_kept)
 
     def discard(self, parcel: Parcel) -> None:
         """Drops what will not be sent."""

@@ -61,7 +61,7 @@ class Uploader:
         self._next_round_secs = 0.0
         self._last_reason: str | None = None
         self._num_last_refusals = 0
-        self._waiting: Parcel | None = None
+        self._waiting: list[Parcel] = []  # The newest last.
         self._lock = threading.Lock()  # Of what is waiting.
         self._wake = threading.Event()
         self._deadline_secs: float | None = None
@@ -76,11 +76,17 @@ class Uploader:
         self._thread.start()
 
     def offer(self, parcel: Parcel) -> None:
-        """Lets a checkpoint wait for its upload, in place of an older one."""
+        """Lets a checkpoint wait for its upload.
+
+        It takes the place of older ones, but for those that are to be kept:
+        they wait too, and hold their room on the disk as long.
+        """
         with self._lock:
-            replaced, self._waiting = self._waiting, parcel
-        if replaced is not None:
-            self._checkpoints.discard(replaced)
+            replaced = [old for old in self._waiting if not old.is_kept]
+            kept = [old for old in self._waiting if old.is_kept]
+            self._waiting = [*kept, parcel]
+        for old in replaced:
+            self._drop(old)
         self._wake.set()
 
     def close(
@@ -145,7 +151,7 @@ class Uploader:
                 self._files.upload_new_pictures(may_upload_files)
             return True
         with self._lock:
-            parcel, self._waiting = self._waiting, None
+            parcel = self._waiting.pop(0) if self._waiting else None
         sends_checkpoint = parcel is not None
         refusals: list[RefusedError] = []
         try:
@@ -181,7 +187,7 @@ class Uploader:
         if self._last_reason is not None:
             logging.info("%s takes uploads again.", self._location)
         self._last_reason = None
-        return parcel is None and self._may_go_on()
+        return parcel is None and not self._waiting and self._may_go_on()
 
     def _may_go_on(self) -> bool:
         end_secs = self._deadline_secs
@@ -191,14 +197,19 @@ class Uploader:
     def _put_back(self, parcel: Parcel) -> None:
         """Lets a checkpoint wait again, unless a newer one does."""
         with self._lock:
-            if self._waiting is None:
-                self._waiting = parcel
+            if parcel.is_kept or not self._waiting:
+                self._waiting.insert(0, parcel)
                 return
+        self._drop(parcel)
+
+    def _drop(self, parcel: Parcel) -> None:
+        name = parcel.manifest.name
+        logging.info("%s is not uploaded: a newer one is there.", name)
         self._checkpoints.discard(parcel)
 
     def _is_refused(self, error: Exception) -> bool:
         """Whether the last rounds fail for a file that will not be taken."""
-        if not isinstance(error, RefusedError) or self._waiting is not None:
+        if not isinstance(error, RefusedError) or self._waiting:
             return False
         self._num_last_refusals += 1
         return self._num_last_refusals >= _MAX_LAST_REFUSALS
