@@ -258,3 +258,15 @@ def test_those_that_stay_for_ever_are_reckoned_with(root, monkeypatch):
         )
         assert bool(lines) == warns
     assert "keeps 10 more checkpoints for ever" in lines[0]
+
+
+def test_what_is_on_its_way_to_a_bucket_needs_room_too(root):
+    options = {
+        "keep_checkpoints": 3,
+        "checkpoint_bytes": MEGABYTE,
+        "attempt": "a1",
+        "num_in_transit": 2,
+    }
+    preflight.probe(Limited(root, 6 * MEGABYTE), **options)
+    with pytest.raises(errors.StorageError, match="2 on their way"):
+        preflight.probe(Limited(root, 6 * MEGABYTE - 1), **options)

@@ -19,6 +19,7 @@ def probe(
     checkpoint_bytes: int,
     attempt: str,
     keep_for_ever: int = 0,
+    num_in_transit: int = 0,
 ) -> None:
     """Really saves a small checkpoint, and asks for the room of the real ones.
 
@@ -34,6 +35,7 @@ def probe(
         keep_for_ever: How many are to come that are never deleted. Whoever
             runs for weeks may move them away, so that only a warning tells
             that there is no room for all.
+        num_in_transit: How many more hold room until they are uploaded.
 
     Raises:
         StorageError: If anything of that fails, or if the room is not enough
@@ -42,7 +44,13 @@ def probe(
     with store.scratch(attempt=attempt) as trial:
         # First: on a full disk, its message says more. But inside, because
         # what crashed writers left is gone by then.
-        _check_room(store, keep_checkpoints, checkpoint_bytes, keep_for_ever)
+        _check_room(
+            store,
+            keep_checkpoints,
+            checkpoint_bytes,
+            keep_for_ever,
+            num_in_transit,
+        )
         _save_and_delete(trial, attempt)
 
 
@@ -51,17 +59,20 @@ def _check_room(
     keep_checkpoints: int,
     checkpoint_bytes: int,
     keep_for_ever: int,
+    num_in_transit: int,
 ) -> None:
     free_bytes = store.free_bytes()
     if free_bytes is None:
         return
     num_there = _count_newest(store, keep_checkpoints)
-    needed_bytes = (keep_checkpoints + 1 - num_there) * checkpoint_bytes
+    num_needed = keep_checkpoints + 1 + num_in_transit - num_there
+    needed_bytes = num_needed * checkpoint_bytes
     if free_bytes < needed_bytes:
         raise errors.StorageError(
             f"{store.location} has {free_bytes / 1e6:,.1f} MB free and needs "
             f"{needed_bytes / 1e6:,.1f} MB: --keep_checkpoints="
-            f"{keep_checkpoints} and one being written, {num_there} of them "
+            f"{keep_checkpoints}, one being written and {num_in_transit} on "
+            f"their way to a bucket, {num_there} of them "
             f"there already, of {checkpoint_bytes / 1e6:,.1f} MB each. Make "
             "room, lower --keep_checkpoints, or choose another --workdir."
         )

@@ -294,6 +294,8 @@ def _keep_files(
                 keep_for_ever=schedule.num_kept_for_ever(plan.first_step),
                 checkpoint_bytes=state.num_bytes,
                 attempt=plan.attempt,
+                # One in flight and one that waits.
+                num_in_transit=2 if plan.mirror else 0,
             )
         if config.evaluate_every_epochs:
             quality = assembly.make_quality(
