@@ -711,6 +711,29 @@ def test_what_is_to_be_kept_waits_on_a_slow_network(
     assert steps_in_bucket(tmp_path) == [320, 350, 400]
 
 
+@pytest.mark.parametrize("is_urgent", [True, False])
+def test_after_a_signal_the_newest_goes_before_those_that_wait(
+    fake, make_machine, tmp_path, is_urgent
+):
+    # None but the first is due before the end.
+    machine = make_machine("a1", secs=60.0, keep=1, keep_every=350)
+    machine.start()
+    machine.save(300)
+    wait_until(lambda: is_in_bucket(fake, 300))
+    for step in (350, 700, 701):
+        machine.save(step)
+    machine.mirror.close(LIMIT_SECS, is_urgent=lambda: is_urgent)
+    commits = [
+        step
+        for request in fake.requests
+        for step in (350, 700, 701)
+        if request.startswith("POST") and f"{step}/MANIFEST" in request
+    ]
+    assert commits == ([701, 700, 350] if is_urgent else [350, 700, 701])
+    assert machine.end() == f"{PLACE} holds everything up to step 701."
+    assert steps_in_bucket(tmp_path) == [350, 700, 701]
+
+
 def test_the_bucket_keeps_as_many_as_the_disk(fake, make_machine, tmp_path):
     machine = make_machine("a1", keep=2)
     machine.start()

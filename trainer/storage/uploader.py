@@ -151,7 +151,9 @@ class Uploader:
                 self._files.upload_new_pictures(may_upload_files)
             return True
         with self._lock:
-            parcel = self._waiting.pop(0) if self._waiting else None
+            # After a signal, the seconds belong to the newest.
+            next_one = -1 if self._is_urgent else 0
+            parcel = self._waiting.pop(next_one) if self._waiting else None
         sends_checkpoint = parcel is not None
         refusals: list[RefusedError] = []
         try:
@@ -165,7 +167,8 @@ class Uploader:
                         self._files.upload_new_pictures(may_upload_files)
                 if self._may_go_on():
                     self._checkpoints.send(parcel)
-                    self.newest, parcel = parcel.manifest.name, None
+                    name, parcel = parcel.manifest.name, None
+                    self.newest = max(self.newest or name, name)
             with _collected(refusals):
                 self._files.upload_changed(
                     may_upload_files,
@@ -196,9 +199,12 @@ class Uploader:
 
     def _put_back(self, parcel: Parcel) -> None:
         """Lets a checkpoint wait again, unless a newer one does."""
+        name = parcel.manifest.name
         with self._lock:
-            if parcel.is_kept or not self._waiting:
-                self._waiting.insert(0, parcel)
+            has_newer = any(w.manifest.name > name for w in self._waiting)
+            if parcel.is_kept or not has_newer:
+                self._waiting.append(parcel)
+                self._waiting.sort(key=lambda w: w.manifest.name)
                 return
         self._drop(parcel)
 
