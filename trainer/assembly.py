@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import pathlib
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -196,6 +197,9 @@ def wanted_data(config: Config) -> Wanted:
         max_bad_fraction=config.max_bad_fraction,
         max_pixels=config.max_pixels,
         memory_bytes=config.data_memory_mib * 2**20,
+        cache_dir=pathlib.Path(config.cache_dir)
+        if config.cache_dir
+        else extractors.default_cache(),
     )
 
 

@@ -581,7 +581,8 @@ class Config:
     cache_dir: str | None = _free(
         _EVALUATION,
         None,
-        "Where trained classifiers are kept.",
+        "Where trained classifiers are kept, and what was found in TFRecord"
+        " files, which are then not read again at each start.",
         "directory",
         default_text="~/.cache/gan-trainer",
     )

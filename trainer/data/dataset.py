@@ -1,6 +1,7 @@
 """What training needs of a data set, wherever its examples are."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -21,6 +22,8 @@ class Wanted:
       max_bad_fraction: of the files, that may be unusable.
       max_pixels: of an image before it is resized; others are unusable.
       memory_bytes: a decoded data set up to this size is kept in memory.
+      cache_dir: where what was found in files is kept for the next start; None:
+        nowhere.
     """
 
     split: str | None = None
@@ -30,6 +33,7 @@ class Wanted:
     max_bad_fraction: float = 0.01
     max_pixels: int = 100_000_000
     memory_bytes: int = 4 << 30
+    cache_dir: pathlib.Path | None = None
 
 
 class Dataset(Protocol):

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 _LOCAL_THREADS = 8
 # Each waits for a server most of the time.
@@ -14,6 +14,18 @@ _ITEMS_PER_TASK = 64
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class FileState(NamedTuple):
+    """What changes when a file does.
+
+    Attributes:
+      num_bytes: its size.
+      modified_ns: when it was written, in nanoseconds since 1970.
+    """
+
+    num_bytes: int
+    modified_ns: int
 
 
 def is_remote(path: str) -> bool:
@@ -45,6 +57,19 @@ def open_binary(path: str) -> IO[bytes]:
     if not is_remote(path):
         return open(path, "rb")
     return cast(IO[bytes], _RemoteFile(path))
+
+
+def state(path: str) -> FileState:
+    """Returns a file's size and time.
+
+    Raises:
+      OSError: the server does not answer, or there is no such file.
+    """
+    if is_remote(path):
+        found = _with_os_errors(lambda tf: tf.io.gfile.stat(path))
+        return FileState(found.length, found.mtime_nsec)
+    status = os.stat(path)
+    return FileState(status.st_size, status.st_mtime_ns)
 
 
 def is_missing(path: str) -> bool:

@@ -87,16 +87,7 @@ def read_lists(
     entries = []
     for number, path in enumerate(paths):
         for row in _read_rows(path):
-            record, offset, num_bytes, image_start, image_bytes = row[:5]
-            label, crc, image_format, height, width, channels = row[5:]
-            header = headers.Header(
-                headers.FORMATS[image_format], height, width, channels
-            )
-            place = (
-                *(number, record, offset, num_bytes),
-                *(image_start, image_bytes),
-            )
-            entries.append((place, label, image_bytes, crc, header))
+            entries.append(from_row(number, row))
     if len(entries) != contents["num_images"]:
         raise errors.DataError(
             f"The lists in {folder} have {len(entries):,} images, and"
@@ -105,6 +96,25 @@ def read_lists(
             " again, into another folder."
         )
     return entries, tuple(contents["classes"])
+
+
+def from_row(number: int, row: Sequence[int]) -> tuple[Any, ...]:
+    """Returns (place, label, bytes, crc, header) of a row of a shard's list.
+
+    Args:
+      number: of the shard.
+      row: in the order of `ROW`.
+    """
+    label, crc, image_format, height, width, channels = row[5:]
+    name = headers.FORMATS[image_format]
+    header = headers.Header(name, height, width, channels)
+    place = (number, *row[:5])
+    return place, label, row[4], crc, header
+
+
+def row_end(label: int, crc: int, header: headers.Header) -> tuple[int, ...]:
+    """Returns the part of a row that is behind the place."""
+    return (label, crc, headers.FORMATS.index(header.format), *header[1:])
 
 
 def _check_numbers(folder: str, paths: Sequence[str]) -> None:

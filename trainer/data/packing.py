@@ -223,9 +223,6 @@ def _pack_one(source: StreamedDataset, index: int, as_samples: bool) -> _Packed:
         len(payload),
         payload.find(content),
         len(content),
-        label,
-        google_crc32c.value(content),
-        headers.FORMATS.index(header.format),
-        *header[1:],
+        *packed.row_end(label, google_crc32c.value(content), header),
     )
     return _Packed(payload, row)

@@ -1,38 +1,27 @@
 """Finds the images in TFRecord files, by reading all of them once."""
 
 import dataclasses
-import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+import pathlib
+import threading
+import time
+from collections.abc import Sequence
 
-import google_crc32c
 from absl import logging
 
 from trainer import errors
-from trainer.data import files, headers, images, record_file, record_storage
+from trainer.data import (
+    files,
+    images,
+    record_index,
+    record_shard,
+    record_storage,
+)
 from trainer.data.dataset import Wanted
 from trainer.data.quarantine import Quarantine
-from trainer.data.record_storage import Place
+from trainer.data.record_index import Found
+from trainer.data.record_shard import Shard
 
-# The names that converters give: ours, those of tensorflow-datasets, and those
-# of TensorFlow's old image classification library.
-IMAGE_KEYS = ("image", "image/encoded", "image_raw")
-LABEL_KEYS = ("label", "image/class/label")
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """A TFRecord file, or a part of one.
-
-    Attributes:
-      path: of the file.
-      skip: records at its beginning that do not belong to it.
-      take: records after these that do; None: all.
-    """
-
-    path: str
-    skip: int = 0
-    take: int | None = None
+_SECS_BETWEEN_REPORTS = 10.0
 
 
 def scan_shards(
@@ -45,6 +34,8 @@ def scan_shards(
 ) -> images.ImageList:
     """Lists the images in shards, by reading all of them once.
 
+    With a cache, those are not read that are as they were when it was written.
+
     Args:
       shards: at least one.
       wanted: what to do with the images.
@@ -54,16 +45,19 @@ def scan_shards(
 
     Raises:
       DataError: they are of another kind, or too much of them is bad.
+      StorageError: one of them could not be read for minutes.
     """
-    logging.info("Reading %d TFRecord file(s) once.", len(shards))
     quarantine = Quarantine(wanted.max_bad_fraction)
-    scanner = _Scanner(image_key, label_key, wanted.max_pixels, quarantine)
-    results = files.map_in_threads(
-        lambda numbered: scanner.scan(*numbered),
-        list(enumerate(shards)),
-        remote=True,  # One shard is work enough for a thread.
+    found = _find(
+        shards,
+        cache_dir=wanted.cache_dir,
+        image_key=image_key,
+        label_key=label_key,
+        max_pixels=wanted.max_pixels,
     )
-    entries = [entry for result in results for entry in result]
+    for bad in (bad for shard in found for bad in shard.bad):
+        quarantine.add(bad.name, bad.reason, count=bad.count)
+    entries = [entry for shard in found for entry in shard.entries]
     quarantine.check(len(entries))
     if not entries:
         raise errors.DataError(
@@ -89,129 +83,76 @@ def scan_shards(
     return image_list
 
 
-class _Scanner:
-    """Finds the images in shards."""
-
-    def __init__(
-        self,
-        image_key: str | None,
-        label_key: str | None,
-        max_pixels: int,
-        quarantine: Quarantine,
-    ) -> None:
-        self._image_keys = (image_key,) if image_key else IMAGE_KEYS
-        self._label_keys = (label_key,) if label_key else LABEL_KEYS
-        self._max_pixels = max_pixels
-        self._quarantine = quarantine
-
-    def scan(self, number: int, shard: Shard) -> list[images.Entry]:
-        """Returns the usable images of a shard, in their order."""
-        end = None if shard.take is None else shard.skip + shard.take
-        name = shard.path.rpartition("/")[2]
-        entries = []
-        record = -1
-        try:
-            with files.open_binary(shard.path) as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(0)
-                if file.read(2) == b"\x1f\x8b":
-                    raise errors.DataError(
-                        f"{shard.path} is compressed as a whole, so that no"
-                        " record can be read without those before it."
-                        " Decompress it; images are compressed already."
-                    )
-                file.seek(0)
-                for record, (offset, payload) in enumerate(
-                    record_file.scan(file, size)
-                ):
-                    if end is not None and record >= end:
-                        break
-                    if record < shard.skip:
-                        continue
-                    try:
-                        entries.append(
-                            self._entry(shard, number, record, offset, payload)
-                        )
-                    except headers.BadImage as bad:
-                        self._quarantine.add(
-                            f"{name}, record {record}", str(bad)
-                        )
-        except record_file.BrokenOff as error:
-            lost = self._guess_lost(entries, size - error.offset)
-            self._quarantine.add(
-                f"{name} from byte {error.offset} on",
-                f"{error}; about {lost} record(s) are lost",
-                count=lost,
-            )
-        except OSError as error:
-            raise errors.DataError(
-                f"{shard.path} cannot be read: {error}. Correct --dataset, or"
-                " fetch the file again."
-            ) from error
-        return entries
-
-    def _entry(
-        self,
-        shard: Shard,
-        number: int,
-        record: int,
-        offset: int,
-        payload: bytes | None,
-    ) -> images.Entry:
-        if payload is None:
-            raise headers.BadImage("its checksum is wrong")
-        features = _parse(payload)
-        content = _one(features, self._image_keys, "bytes_list")
-        if content is None:
-            raise errors.DataError(
-                f"{shard.path} has no image under"
-                f" {' or '.join(self._image_keys)}: record {record} has"
-                f" {', '.join(sorted(features)) or 'nothing'}. Write the"
-                " encoded image as a bytes feature of one of these names."
-            )
-        label = _one(features, self._label_keys, "int64_list")
-        return images.Entry(
-            place=Place(
-                shard=number,
-                record=record,
-                offset=offset,
-                num_bytes=len(payload),
-                # Wherever these bytes are found first: they are the same.
-                image_start=payload.find(content),
-                image_bytes=len(content),
-            ),
-            label=label or 0,
-            num_bytes=len(content),
-            crc=google_crc32c.value(content),
-            header=headers.read_bytes(content, max_pixels=self._max_pixels),
+def _find(
+    shards: Sequence[Shard],
+    *,
+    cache_dir: pathlib.Path | None,
+    image_key: str | None,
+    label_key: str | None,
+    max_pixels: int,
+) -> list[Found]:
+    """Returns what is in each shard, from the index as far as it is there."""
+    paths = [shard.path for shard in shards]
+    states = list(files.map_in_threads(record_shard.state, paths, remote=True))
+    index_path = None
+    found: dict[int, Found] = {}
+    if cache_dir is not None:
+        index_path = record_index.path_of(
+            cache_dir,
+            [dataclasses.astuple(shard) for shard in shards],
+            image_key=image_key,
+            label_key=label_key,
+            max_pixels=max_pixels,
         )
+        found = record_index.read(index_path, states)
+    missing = [n for n in range(len(shards)) if n not in found]
+    if not missing:
+        logging.info(
+            "The TFRecord file(s) are as they were; not read again: %s.",
+            index_path,
+        )
+        return [found[number] for number in range(len(shards))]
+    logging.info(
+        "Reading %d of %d TFRecord file(s) once.", len(missing), len(shards)
+    )
+    progress = _Progress(sum(states[n].num_bytes for n in missing))
+    scanner = record_shard.Scanner(
+        image_key=image_key,
+        label_key=label_key,
+        max_pixels=max_pixels,
+        on_read=progress.add,
+    )
+    results = files.map_in_threads(
+        lambda n: scanner.scan(n, shards[n], states[n].num_bytes),
+        missing,
+        remote=True,  # One shard is work enough for a thread.
+    )
+    found |= zip(missing, results, strict=True)
+    in_order = [found[number] for number in range(len(shards))]
+    # Where a server gives no times, a change would not be noticed.
+    if index_path is not None and all(s.modified_ns for s in states):
+        record_index.write(index_path, states, in_order)
+    return in_order
 
-    def _guess_lost(
-        self, entries: Iterable[images.Entry], num_bytes: int
-    ) -> int:
-        sizes = [entry.place.num_bytes for entry in entries]
-        if not sizes:
-            return 1
-        return max(1, round(num_bytes / (sum(sizes) / len(sizes))))
 
+class _Progress:
+    """Says now and then how much has been read."""
 
-def _parse(payload: bytes) -> Any:
-    """Returns the features of an example, by name."""
-    # Here, because the import takes seconds.
-    import tensorflow as tf
-    from google.protobuf.message import DecodeError
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes = num_bytes
+        self._done = 0
+        self._next_report_secs = time.monotonic() + _SECS_BETWEEN_REPORTS
+        self._lock = threading.Lock()
 
-    try:
-        return tf.train.Example.FromString(payload).features.feature
-    except DecodeError as error:
-        raise headers.BadImage("it is no tf.train.Example") from error
-
-
-def _one(features: Any, keys: Iterable[str], kind: str) -> Any:
-    """Returns the only value of the first of the features there is."""
-    for key in keys:
-        if key in features:
-            values = getattr(features[key], kind).value
-            if len(values) == 1:
-                return values[0]
-    return None
+    def add(self, num_bytes: int) -> None:
+        """Takes what a thread has read."""
+        with self._lock:
+            self._done += num_bytes
+            if time.monotonic() < self._next_report_secs:
+                return
+            self._next_report_secs = time.monotonic() + _SECS_BETWEEN_REPORTS
+        logging.info(
+            "Read %.2f of %.2f GiB of TFRecord files.",
+            self._done / 2**30,
+            self._num_bytes / 2**30,
+        )

@@ -6,7 +6,14 @@ read in any order, which is what a shuffle is made of.
 """
 
 from trainer import errors
-from trainer.data import files, images, packed, record_scan, record_storage
+from trainer.data import (
+    files,
+    images,
+    packed,
+    record_scan,
+    record_shard,
+    record_storage,
+)
 from trainer.data.dataset import Wanted
 from trainer.data.quarantine import Quarantine
 from trainer.data.record_storage import Place
@@ -57,5 +64,5 @@ def list_images(
         images.warn_of_empty_classes(image_list)
         return image_list
     return record_scan.scan_shards(
-        [record_scan.Shard(path) for path in paths], wanted=wanted
+        [record_shard.Shard(path) for path in paths], wanted=wanted
     )

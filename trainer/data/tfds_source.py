@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging as absl_logging
 
 from trainer import errors
-from trainer.data import images, record_scan
+from trainer.data import images, record_scan, record_shard
 from trainer.data.dataset import Wanted
 
 _PROBE_TIMEOUT_SECONDS = 10
@@ -57,7 +57,7 @@ def list_images(
     _check_file_format(builder)
     return record_scan.scan_shards(
         [
-            record_scan.Shard(
+            record_shard.Shard(
                 path=str(instruction.filename),
                 skip=instruction.skip,
                 take=instruction.examples_in_shard
