@@ -69,10 +69,12 @@ def _make_groups() -> Iterator[Group]:
 def _print_memory(folder: str) -> None:
     """Prints what streaming takes, a line for each number of batches.
 
-    It creeps up for some hundred batches, and then stays. That is no leak:
-    buffers of many threads come and go, and malloc keeps what lies free
-    between those in use. The last line is after `malloc_trim`, which gives
-    that back to the system.
+    It creeps up, and that is no leak. How many batches are in flight at a
+    moment differs, so that the peak grows by whole batches until all have been
+    at once; and of buffers of some hundred KiB, malloc keeps what lies free
+    between others in use. The last line is after `malloc_trim`, which gives
+    the latter back to the system. (Of 64 images of 256x256, JPEG: 677 MiB after
+    8 batches, 699 after 400, 678 trimmed.)
     """
     result = subprocess.run(
         [
