@@ -198,6 +198,9 @@ def _print_table() -> None:
             # no record follows.
             epochs=2 * (command.ROUNDS.value + 1) + 1,
             checkpoint_every_epochs=1,
+            # Ours are the even ones; what is to be kept is uploaded even if a
+            # newer one is there by then.
+            keep_every_epochs=2,
             sample_every_epochs=10**6,
             steps_per_loop=command.STEPS.value,
         ).resolve()
