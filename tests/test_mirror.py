@@ -356,19 +356,31 @@ def test_a_start_can_be_stopped_and_done_again(
     assert again.end() == f"{PLACE} holds everything up to step 350."
 
 
-def test_the_same_step_of_another_way_is_replaced(fake, make_machine, tmp_path):
-    other = make_machine("a1")
-    run_once(other, 300)
-    ours = make_machine("a2")
+@pytest.mark.parametrize("attempt", ["a1", "a2"])
+def test_the_same_step_of_another_way_is_replaced(
+    fake, make_machine, tmp_path, attempt
+):
+    run_once(make_machine("a1", keep=1), 300)
+    ours = make_machine(attempt, root=tmp_path / "ours", keep=1)
     ours.start()
     # As after a rollback that drew anew.
     shutil.rmtree(ours.root / "checkpoints")
+    first = len(fake.requests)
     ours.save(300, content=b"another way")
     assert ours.end() == f"{PLACE} holds everything up to step 300."
+    # There is a good one at any moment: the manifest is never deleted.
+    assert not any(
+        request.startswith("DELETE") and "300/MANIFEST" in request
+        for request in fake.requests[first:]
+    )
     third = make_machine("a3")
     third.start()
     data = third.root / "checkpoints/step-000000300/state.data"
     assert data.read_bytes() == b"another way"
+    # And of the other one nothing is left.
+    assert len([n for n in fake.objects.names(NAME) if "step-" in n]) == len(
+        list(data.parent.iterdir())
+    )
 
 
 def test_what_differs_from_the_command_stops_the_start(fake, make_machine):

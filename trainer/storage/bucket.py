@@ -104,7 +104,7 @@ class Bucket:
             OSError: If the file cannot be read.
         """
         with open(path, "rb") as source:
-            return self._upload(object_name, source, expected, False)
+            return self._upload(object_name, source, expected, None)
 
     def upload_bytes(
         self, data: bytes, object_name: str, *, create_only: bool
@@ -121,7 +121,25 @@ class Bucket:
             ConflictError: If `create_only` and other bytes are there.
         """
         source, expected = io.BytesIO(data), record_of(data, object_name)
-        return self._upload(object_name, source, expected, create_only)
+        generation = 0 if create_only else None
+        return self._upload(object_name, source, expected, generation)
+
+    def replace_bytes(
+        self, data: bytes, object_name: str, *, generation: int
+    ) -> StoredObject:
+        """Puts a small object in the place of another one, all at once.
+
+        Args:
+            data: All of it.
+            object_name: Its name below the prefix.
+            generation: The one that is meant. If the same bytes are there, they
+                are ours: the answer to a first try was lost.
+
+        Raises:
+            ConflictError: If another generation has the name, or none.
+        """
+        source, expected = io.BytesIO(data), record_of(data, object_name)
+        return self._upload(object_name, source, expected, generation)
 
     def download_file(
         self, object_name: str, path: pathlib.Path, expected: FileRecord
@@ -197,16 +215,17 @@ class Bucket:
         name: str,
         source: BinaryIO,
         expected: FileRecord,
-        create_only: bool,
+        generation: int | None,
     ) -> StoredObject:
         from google.api_core import exceptions
 
         blob, size = self._blob(name), expected.size
 
         def upload() -> StoredObject:
+            nonlocal generation
             source.seek(0)
             try:
-                transfers.send(blob, source, size, create_only, self._patience)
+                transfers.send(blob, source, size, generation, self._patience)
             except exceptions.PreconditionFailed as error:
                 found = self._find(name)
                 if found is None or not found.agrees(expected):
@@ -217,8 +236,10 @@ class Bucket:
                 raise
             stored = StoredObject.of(blob, self._prefix)
             if not stored.agrees(expected):
-                if create_only:  # The next try needs the name to be free.
+                if generation == 0:  # The next try needs the name to be free.
                     self.delete(name, generation=stored.generation)
+                elif generation is not None:
+                    generation = stored.generation
                 raise transfers.DamagedError("the server has other bytes")
             return stored
 

@@ -188,13 +188,22 @@ class MirrorCheckpoints:
             StorageError: If the bucket refuses.
         """
         name = parcel.manifest.name
-        if self._is_in_bucket(parcel.manifest):
+        found = self._find_good(name)
+        if found is not None and found.files == parcel.manifest.files:
             self._remote.discard(parcel.directory)
         elif not parcel.directory.is_dir():
             # Sent before, and no longer there or no longer good.
             raise BadCheckpointError(f"{name} is damaged in the bucket")
         else:
-            self._remote.commit(parcel.directory, parcel.manifest)
+            if found is None:
+                self._remote.commit(parcel.directory, parcel.manifest)
+            else:
+                # The same step on another way there, before a rollback perhaps.
+                logging.warning(
+                    "%s in %s is replaced: attempt %s has saved something else",
+                    *(name, self._remote.location, found.attempt),
+                )
+                self._remote.replace(parcel.directory, parcel.manifest)
             self._retention.verify(name)
         self._retention.protect_best(parcel.best)
         self._retention.prune(name)
@@ -230,24 +239,18 @@ class MirrorCheckpoints:
             )
             return None
 
-    def _is_in_bucket(self, record: Manifest) -> bool:
-        name = record.name
+    def _find_good(self, name: str) -> Manifest | None:
+        """Returns a good one's record; the place of a bad one is made free."""
         if name not in self._remote.list_names():
-            return False
+            return None
         try:
-            found = self._retention.verify(name)
+            return self._retention.verify(name)
         except BadCheckpointError as error:
-            reason = str(error)
-        else:
-            if found.files == record.files:
-                return True
-            # The same step on another way there, before a rollback perhaps.
-            reason = f"attempt {found.attempt} has saved something else"
-        logging.warning(
-            "%s in %s is replaced: %s", name, self._remote.location, reason
-        )
+            logging.warning(
+                "%s in %s is replaced: %s", name, self._remote.location, error
+            )
         self._remote.delete(name)
-        return False
+        return None
 
 
 def _is_newer(name: str | None, other: str | None) -> bool:

@@ -14,6 +14,7 @@ after a day by the server's clock: another process may still be uploading.
 
 import collections
 import contextlib
+import dataclasses
 import datetime
 import pathlib
 import threading
@@ -44,6 +45,9 @@ from trainer.storage.remote_layout import Layout
 _LAYOUT = Layout("checkpoints")
 _NUM_THREADS = 4
 _LEFTOVER_AGE = datetime.timedelta(days=1)
+
+# Ends the attempt of a checkpoint that takes the place of its own process'.
+_AGAIN = "-again"
 
 
 class RemoteStore:
@@ -79,6 +83,51 @@ class RemoteStore:
         path = self._layout.manifest(manifest.name)
         if self._bucket.list_objects(path):
             raise self._conflict_error(path)
+        self._commit(
+            staging,
+            manifest,
+            lambda data: self._bucket.upload_bytes(
+                data, path, create_only=True
+            ),
+        )
+
+    def replace(self, staging: pathlib.Path, manifest: Manifest) -> None:
+        """Commits in the place of another checkpoint of the same name.
+
+        That one exists until this one does, and then no longer.
+
+        Args:
+            staging: What `stage` returned.
+            manifest: Of its files. If the other one is of the same attempt, the
+                manifest that is committed names another one, since the data of
+                both are there for a moment.
+
+        Raises:
+            BadCheckpointError: If there is none whose manifest can be read.
+        """
+        path = self._layout.manifest(manifest.name)
+        found = self._bucket.list_objects(path)
+        old = self.read_manifest(manifest.name)
+        if old.attempt == manifest.attempt:
+            attempt = f"{manifest.attempt}{_AGAIN}"
+            manifest = dataclasses.replace(manifest, attempt=attempt)
+        self._commit(
+            staging,
+            manifest,
+            lambda data: self._bucket.replace_bytes(
+                data, path, generation=found[0].generation
+            ),
+        )
+        self._fetched.forget(manifest.name)
+        self._remove_quietly(lambda: self._data(manifest.name, old.attempt))
+
+    def _commit(
+        self,
+        staging: pathlib.Path,
+        manifest: Manifest,
+        upload_manifest: Callable[[bytes], StoredObject],
+    ) -> None:
+        """Uploads the data, then the manifest, and cleans up."""
 
         def upload(file: FileRecord) -> None:
             self._bucket.upload_file(
@@ -87,13 +136,12 @@ class RemoteStore:
 
         _in_threads(upload, manifest.files)
         try:
-            created = self._bucket.upload_bytes(
-                manifest.to_bytes(), path, create_only=True
-            ).created
+            created = upload_manifest(manifest.to_bytes()).created
         except ConflictError as error:
             self._remove_quietly(
                 lambda: self._data(manifest.name, manifest.attempt)
             )
+            path = self._layout.manifest(manifest.name)
             raise self._conflict_error(path) from error
         self._local.discard(staging)
         self._remove_leftovers(manifest.attempt, created)

@@ -55,7 +55,7 @@ def send(
     blob: Any,
     source: BinaryIO,
     size: int,
-    create_only: bool,
+    generation: int | None,
     patience: Patience,
 ) -> None:
     """Uploads an object once; afterwards the blob has what the server reports.
@@ -64,7 +64,7 @@ def send(
         blob: A `google.cloud.storage.Blob`.
         source: Its content, from the beginning.
         size: Bytes of the content.
-        create_only: Whether the name must be free.
+        generation: Which one it replaces, 0 for none; None for any.
         patience: How long to wait.
 
     Raises:
@@ -80,7 +80,7 @@ def send(
             source,
             size=size,
             checksum="crc32c",
-            if_generation_match=0 if create_only else None,
+            if_generation_match=generation,
             **cloud_requests.options(patience),
         )
     # The library's own state of a long upload is lost.
