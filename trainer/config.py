@@ -654,7 +654,8 @@ class Config:
         if "://" in str(config.workdir) and config.bucket is None:
             raise errors.UsageError(
                 f"--workdir={config.workdir} is neither a directory nor"
-                " gs://bucket/prefix. Name one of these."
+                " gs://bucket/prefix, with a bucket of 3 or more small letters,"
+                " digits, '.', '-' and '_'. Name one of these."
             )
         if config.local_dir and config.bucket is None:
             raise errors.UsageError(
@@ -818,7 +819,7 @@ def difference(old: Config, new: Config) -> list[str]:
 
 def _split_address(workdir: str) -> tuple[str, str] | None:
     """Splits gs://bucket/prefix; None for anything else."""
-    match = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]+)(/.*)?", workdir)
+    match = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]{2,})(/.*)?", workdir)
     if match is None:
         return None
     return match[1], (match[2] or "").strip("/")
