@@ -448,3 +448,9 @@ def test_a_header_that_lies_about_the_common_size(tmp_path):
     dataset._common_size = (41, 60)  # As if the first ones were exceptions.
     samples = dataset.reader()(tf.range(8, dtype=tf.int64))
     np.testing.assert_array_equal(samples, expected)
+
+
+def test_batches_in_order_are_smaller_where_images_are_large(root):
+    dataset = stream(root, image_size=(512, 512))
+    sizes = [len(batch) for batch in dataset.in_order()]
+    assert max(sizes) == 8 < sum(sizes) == len(dataset.labels)

@@ -29,7 +29,9 @@ from trainer.data.quarantine import own_failure
 from trainer.data.replacement import Replacements
 
 _REMOTE_READS = 64
-_BATCH_IN_ORDER = 256
+_MAX_BATCH_IN_ORDER = 256
+# Several batches are in flight, besides the samples that they fill.
+_BATCH_BYTES_IN_ORDER = 4 << 20
 # A batch of 256 in colours then takes 48 MiB, and 192 as floats.
 _MAX_PIXELS_TO_BATCH = 1 << 16
 _SECS_BETWEEN_REPORTS = 10.0
@@ -183,24 +185,34 @@ class StreamedDataset:
           StorageError: one of them could not be read for minutes.
         """
         count = len(self.labels)
+        size = self._batch_in_order()
         read = self.reader()
 
         def read_from(start: tf.Tensor) -> tf.Tensor:
-            indices = start + tf.range(_BATCH_IN_ORDER, dtype=tf.int64)
+            indices = start + tf.range(size, dtype=tf.int64)
             return read(tf.minimum(indices, count - 1))
 
-        starts = tf.data.Dataset.range(0, count, _BATCH_IN_ORDER)
+        starts = tf.data.Dataset.range(0, count, size)
         batches = starts.map(read_from).prefetch(1)
         batches = batches.with_options(
             stream_options.ordered(num_threads=self.num_threads)
         )
         with own_failure(self.quarantine):
             for start, batch in zip(
-                range(0, count, _BATCH_IN_ORDER),
+                range(0, count, size),
                 batches.as_numpy_iterator(),
                 strict=True,
             ):
                 yield batch[: count - start]
+
+    def _batch_in_order(self) -> int:
+        image_bytes = int(np.prod(self.sample_shape))
+        if self._common_size is not None:
+            common_bytes = int(np.prod(self._common_size))
+            image_bytes = max(image_bytes, common_bytes * self.sample_shape[-1])
+        size = min(_BATCH_BYTES_IN_ORDER // image_bytes, _MAX_BATCH_IN_ORDER)
+        # All of a batch are read at once.
+        return max(size, self.num_threads or 8)
 
     def in_memory(self) -> ArrayDataset:
         """Returns the same samples, decoded; see `Dataset` for the rest."""
