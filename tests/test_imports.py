@@ -39,6 +39,7 @@ _ALLOWED = {
         "train",
     },
     "train": _EVERYTHING,
+    "keeping": _EVERYTHING,
     "plans": _EVERYTHING,
     "assembly": _EVERYTHING,
     # Other commands.

@@ -49,6 +49,32 @@ def values(
     return options.values_from_flags(flags_type, flag_values)
 
 
+def workdir_flag() -> Any:
+    """Declares --workdir of a command that looks at a run."""
+    return options.declare(
+        False,
+        "Run",
+        None,
+        "Directory of the run, or gs://bucket/prefix; it is only read.",
+        "directory",
+        default_text="none, it must be given",
+    )
+
+
+def step_flag() -> Any:
+    """Declares --step of a command that takes one of a run's checkpoints."""
+    return options.declare(
+        False,
+        "Run",
+        "newest",
+        "Which checkpoint: newest; best, of the evaluations during training; or"
+        " a step.",
+        "step",
+        pattern=r"newest|best|\d{1,12}",
+        rule="newest, best or a step",
+    )
+
+
 def require_workdir(workdir: str | None) -> str:
     """Returns --workdir, which has no default where a run must exist.
 

@@ -18,7 +18,6 @@ is the exit code.
 import contextlib
 import ctypes
 import faulthandler
-import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -98,15 +97,14 @@ def _start(secs: float, exit_code: int) -> ctypes.c_void_p | None:
         return None
     when = _Timer(secs=int(secs), nanosecs=int(secs % 1 * 1e9))
     if library.timer_settime(timer, 0, ctypes.byref(when), None):
-        code = ctypes.get_errno()
         library.timer_delete(timer)
-        raise OSError(code, os.strerror(code))
+        return None
     return timer
 
 
 def _library() -> ctypes.CDLL:
     """Returns the C library, of which timers were a part of their own once."""
-    library = ctypes.CDLL(None, use_errno=True)
+    library = ctypes.CDLL(None)
     if hasattr(library, "timer_create"):
         return library
-    return ctypes.CDLL("librt.so.1", use_errno=True)
+    return ctypes.CDLL("librt.so.1")

@@ -35,24 +35,8 @@ _LISTED = "`python -m trainer.evaluate --help` lists the flags."
 class Flags:
     """The command line."""
 
-    workdir: str | None = options.declare(
-        False,
-        "Run",
-        None,
-        "Directory of the run, or gs://bucket/prefix; it is only read.",
-        "directory",
-        default_text="none, it must be given",
-    )
-    step: str = options.declare(
-        False,
-        "Run",
-        "newest",
-        "Which checkpoint: newest; best, of the evaluations during training; or"
-        " a step.",
-        "step",
-        pattern=r"newest|best|\d{1,12}",
-        rule="newest, best or a step",
-    )
+    workdir: str | None = command_line.workdir_flag()
+    step: str = command_line.step_flag()
     data_dir: str | None = options.declare(
         False,
         "Data",

@@ -44,14 +44,7 @@ _LISTED = "`python -m trainer.report --help` lists the flags."
 class Flags:
     """The command line."""
 
-    workdir: str | None = options.declare(
-        False,
-        "Run",
-        None,
-        "Directory of the run, or gs://bucket/prefix; it is only read.",
-        "directory",
-        default_text="none, it must be given",
-    )
+    workdir: str | None = command_line.workdir_flag()
     output: str | None = options.declare(
         False,
         "Page",

@@ -2,32 +2,28 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from absl import logging
 
 from trainer import (
     assembly,
-    checkpoint,
     divergence,
     errors,
+    keeping,
     messages,
     plans,
-    preflight,
     report,
 )
-from trainer.background import BackgroundSaver
 from trainer.config import Config
 from trainer.data import patience
-from trainer.finiteness import FiniteCheck
 from trainer.heartbeat import Heartbeat
 from trainer.interruption import Interruption
+from trainer.keeping import Keeper
 from trainer.outputs import NoOutputs, Outputs
 from trainer.plans import Plan
-from trainer.quality import Quality
 from trainer.schedule import Schedule
 from trainer.team import Vote
-from trainer.train_state import TrainState
 from trainer.train_step import TrainStep
 from trainer.watchdog import Watchdog
 
@@ -111,12 +107,7 @@ def _go_on(plan: Plan, interruption: Interruption, heartbeat: Heartbeat) -> int:
             watchdog.beat()
             interruption.check()
 
-        with _keep_files(plan, state, watchdog, on_progress) as (
-            outputs,
-            save,
-            check_saves,
-            quality,
-        ):
+        with keeping.open_keeper(plan, state, watchdog, on_progress) as keeper:
             team.take_over_from_chief(state.variables)
             train_step = assembly.build_step(
                 config,
@@ -126,17 +117,17 @@ def _go_on(plan: Plan, interruption: Interruption, heartbeat: Heartbeat) -> int:
                 first_step=plan.first_step,
                 num_rollbacks=plan.num_rollbacks,
             )
-            outputs.show_real(assembly.real_images(config, plan.dataset))
+            keeper.outputs.show_real(assembly.real_images(config, plan.dataset))
             return _train(
                 train_step,
                 schedule=plan.schedule,
                 first_step=plan.first_step,
-                outputs=outputs,
-                save=save,
+                outputs=keeper.outputs,
+                save=keeper.save,
+                check_saves=keeper.check_saves,
                 evaluate=lambda step: _evaluate(
-                    step, plan, quality, outputs, on_progress
+                    step, plan, keeper, on_progress
                 ),
-                check_saves=check_saves,
                 next_vote=lambda: _vote(plan, interruption),
                 watchdog=watchdog,
                 heartbeat=heartbeat,
@@ -159,8 +150,7 @@ def _vote(plan: Plan, interruption: Interruption) -> Vote:
 def _evaluate(
     step: int,
     plan: Plan,
-    quality: Quality | None,
-    outputs: Outputs | NoOutputs,
+    keeper: Keeper,
     on_progress: Callable[[], None],
 ) -> None:
     """Has the chief measure the samples, while the others wait.
@@ -169,9 +159,10 @@ def _evaluate(
       CollapsedError: on all of them, if the run is to go back.
     """
     problem = None
+    quality = keeper.quality
     if quality and (result := quality.evaluate(step, on_progress=on_progress)):
         evaluation, problem = result
-        outputs.record_evaluation(step, evaluation)
+        keeper.outputs.record_evaluation(step, evaluation)
     if problem:
         logging.warning("Step %d: the samples collapse: %s.", step, problem)
     rolls_back = problem is not None and plan.config.on_collapse == "rollback"
@@ -197,125 +188,6 @@ def _check_durability(plan: Plan) -> None:
         raise errors.StorageError(
             f"{plan.mirror.durability()} Do not delete that disk before."
         )
-
-
-@contextlib.contextmanager
-def _keep_files(
-    plan: Plan,
-    state: TrainState,
-    watchdog: Watchdog,
-    on_progress: Callable[[], None],
-) -> Iterator[
-    tuple[
-        Outputs | NoOutputs,
-        Callable[[int, bool], None],
-        Callable[[int], None],
-        Quality | None,
-    ]
-]:
-    """Restores the state and opens the run's files, if this is the chief.
-
-    Yields:
-      what takes the metrics and draws the pictures, what saves the state
-      after a step, and, if nothing comes after it, waits; what ends the run,
-      once its state is saved, for a defect of an earlier save; and what
-      measures the samples, if that is wanted.
-    """
-    if not plan.team.is_chief:
-        # The chief refuses to save what is not finite, and all go back then.
-        finite = FiniteCheck(state.as_checkpoint())
-        yield (
-            NoOutputs(),
-            lambda step, is_last: finite.check(step),
-            lambda step: None,
-            None,
-        )
-        return
-    config, schedule = plan.config, plan.schedule
-    checkpointer = checkpoint.Checkpointer(
-        objects=state.as_checkpoint(),
-        store=plan.store,
-        keep_checkpoints=config.keep_checkpoints,
-        keep_every_steps=schedule.keep_every_steps,
-        scheduled_every_steps=schedule.checkpoint_every_steps,
-        config_digest=config.digest(),
-        attempt=plan.attempt,
-    )
-    if plan.found:
-        checkpointer.restore(plan.found)
-        logging.info(
-            "Going on after step %d: %s.", plan.found.step, plan.found.directory
-        )
-
-    found = plan.found.host_state if plan.found else {}
-    known_best = {k: v for k, v in found.items() if k == "best_evaluation"}
-    quality: Quality | None = None
-
-    def save(step: int, is_last: bool) -> None:
-        start_secs = time.monotonic()
-        # First, so that a checkpoint never knows more than the files.
-        outputs.flush()
-        # Then it is known what has been saved, and so what the best is.
-        saver.finish()
-        before_secs = time.monotonic() - start_secs
-        (saver.save_last if is_last else saver.save)(
-            step,
-            plan.host_state(step)
-            | (quality.host_state(step) if quality else known_best),
-        )
-        outputs.note_save(secs=before_secs + saver.standstill_secs)
-
-    def check_saves(step: int) -> None:
-        if saver.has_defect:
-            try:
-                save(step, True)
-            finally:
-                saver.check()
-
-    with (
-        assembly.open_outputs(
-            config,
-            plan.directory,
-            schedule,
-            state,
-            plan.first_step,
-            num_classes=assembly.conditional_classes(config, plan.dataset),
-        ) as outputs,
-        BackgroundSaver(
-            checkpointer,
-            on_saved=plan.mirror.checkpoint_saved if plan.mirror else None,
-            on_wait=watchdog.excuse,
-        ) as saver,
-    ):
-        if plan.is_first_try:  # After a rollback, the disk is known.
-            preflight.probe(
-                plan.store,
-                keep_checkpoints=config.keep_checkpoints,
-                keep_for_ever=schedule.num_kept_for_ever(plan.first_step),
-                checkpoint_bytes=state.num_bytes,
-                attempt=plan.attempt,
-                # One in flight and one that waits.
-                num_in_transit=2 if plan.mirror else 0,
-            )
-        if config.evaluate_every_epochs:
-            quality = assembly.make_quality(
-                config,
-                plan.dataset,
-                state,
-                host_state=found,
-                is_saved=checkpointer.has_saved,
-                on_progress=on_progress,
-            )
-        outputs.count_failures_with(
-            lambda: {
-                "failed_saves": saver.num_failed,
-                "failed_uploads": plan.mirror.num_failed if plan.mirror else 0,
-            }
-        )
-        outputs.note_start(
-            attempt=plan.attempt, num_rollbacks=plan.num_rollbacks
-        )
-        yield outputs, save, check_saves, quality
 
 
 def _train(
