@@ -24,7 +24,7 @@ def test_reads_format_size_and_colours(image_format, channels):
         image_files.pixels(0, 20, 30, channels), image_format
     )
     header = headers.read_bytes(content, max_pixels=_LIMIT)
-    assert header == (image_format, 20, 30, channels)
+    assert header == (image_format, 20, 30, channels, headers.UPRIGHT)
 
 
 @pytest.mark.parametrize(

@@ -182,3 +182,19 @@ def test_help(capsys):
     for text in ("inspect", "--picture", "--shard_mib", "--max_bad_fraction"):
         assert text in out
     assert "--epochs" not in out
+
+
+def test_without_a_size_what_is_damaged_is_still_told(folder, capsys):
+    sideways = PIL.Image.Exif()
+    sideways[0x0112] = 6
+    (folder / "cat" / "0000.jpg").write_bytes(
+        image_files.encode(image_files.pixels(7, 20, 30), "JPEG", exif=sideways)
+    )
+    path = folder / "dog" / "0001.jpg"
+    path.write_bytes(image_files.damage(path.read_bytes()))
+    assert run("inspect", f"--dataset=folder:{folder}") == 3
+    out, err = capsys.readouterr()
+    assert "turned     1, as their cameras noted" in out
+    assert "heights 30 to 32 (median 32), widths 20 to 32" in out
+    assert "  dog/0001.jpg: jpeg::Uncompress failed" in out
+    assert "--image_size=32x32" in err

@@ -151,6 +151,11 @@ def _inspect(data_config: config.Config, picture: Path) -> int:
         try:
             dataset = data.as_stream(images, wanted)
         except errors.DataError:
+            # No size for the samples yet; what is damaged is wanted all the
+            # same.
+            trial = dataclasses.replace(wanted, image_size=_TRIAL_SIZE)
+            for _ in data.as_stream(images, trial).in_order():
+                pass
             _print_bad(images.quarantine)
             raise
     _print(inspection.describe_samples(dataset))

@@ -72,10 +72,33 @@ _FIRST_DECODER = {
 }
 
 
+# For each orientation: whether rows and columns change places, and then along
+# which axes the pixels are reversed.
+_TURNS: dict[int, tuple[bool, list[int]]] = {
+    1: (False, []),
+    2: (False, [1]),
+    3: (False, [0, 1]),
+    4: (False, [0]),
+    5: (True, []),
+    6: (True, [1]),
+    7: (True, [0, 1]),
+    8: (True, [0]),
+}
+
+
+def _turn(image: tf.Tensor, orientation: int) -> tf.Tensor:
+    """Turns pixels [h, w, C] as `headers.Header.orientation` asks."""
+    is_lying, reversed_axes = _TURNS[orientation]
+    if is_lying:
+        image = tf.transpose(image, [1, 0, 2])
+    return tf.reverse(image, reversed_axes) if reversed_axes else image
+
+
 def choose(
     formats: np.ndarray,
     heights: np.ndarray,
     widths: np.ndarray,
+    orientations: np.ndarray,
     *,
     sample_shape: tuple[int, ...],
 ) -> np.ndarray:
@@ -85,6 +108,7 @@ def choose(
       formats: [N], as indices into `headers.FORMATS`.
       heights: [N], from the headers.
       widths: [N].
+      orientations: [N].
       sample_shape: (H, W, C) that the images will be resized to.
     """
     first = np.array([_FIRST_DECODER[name] for name in headers.FORMATS])
@@ -92,7 +116,9 @@ def choose(
     spare = np.minimum(heights // sample_shape[0], widths // sample_shape[1])
     shrinking = sum((spare >= ratio).astype(int) for ratio in _SHRINKING[1:])
     is_jpeg = formats == headers.FORMATS.index("JPEG")
-    return np.where(is_jpeg, decoders + shrinking, decoders).astype(np.int32)
+    decoders = np.where(is_jpeg, decoders + shrinking, decoders)
+    turns = orientations.astype(np.int32) - headers.UPRIGHT
+    return (decoders + len(_DECODERS) * turns).astype(np.int32)
 
 
 def common_size(
@@ -108,11 +134,12 @@ def common_size(
     Returns:
       (height, width); None if there are several.
     """
-    sizes = np.unique(np.stack([heights, widths, choices], axis=1), axis=0)
+    decoders = choices % len(_DECODERS)
+    sizes = np.unique(np.stack([heights, widths, decoders], axis=1), axis=0)
     if len(sizes) > 1:
         return None
-    height, width, choice = sizes[0].tolist()
-    ratio = _SHRINKING[choice] if choice < len(_SHRINKING) else 1
+    height, width, decoder = sizes[0].tolist()
+    ratio = _SHRINKING[decoder] if decoder < len(_SHRINKING) else 1
     return -(-height // ratio), -(-width // ratio)
 
 
@@ -120,15 +147,15 @@ def decode(
     content: tf.Tensor,
     choice: tf.Tensor,
     *,
-    decoders: tuple[int, ...],
+    choices: tuple[int, ...],
     channels: int,
 ) -> tf.Tensor:
-    """Decodes one image; for graphs and eager calls.
+    """Decodes one image, the right way up; for graphs and eager calls.
 
     Args:
       content: scalar string, an encoded image.
-      choice: scalar int32, which of `decoders` to take.
-      decoders: numbers from `choose`, all that occur in the data set.
+      choice: scalar int32, which of `choices` to take.
+      choices: numbers from `choose`, all that occur in the data set.
       channels: C of the result, 1 or 3.
 
     Returns:
@@ -137,9 +164,14 @@ def decode(
     Raises:
       tf.errors.InvalidArgumentError: the image is damaged.
     """
+
+    def decode_and_turn(number: int) -> tf.Tensor:
+        turns, decoder = divmod(number, len(_DECODERS))
+        image = _DECODERS[decoder](content, channels)
+        return _turn(image, headers.UPRIGHT + turns)
+
     branches = [
-        functools.partial(_DECODERS[number], content, channels)
-        for number in decoders
+        functools.partial(decode_and_turn, number) for number in choices
     ]
     if len(branches) == 1:
         image = branches[0]()

@@ -32,6 +32,12 @@ _OTHER_MAGIC = {
     b"%PDF": "PDF",
     b"<svg": "SVG",
 }
+# EXIF 2.32, 4.6.4 A: where the first row and column of the pixels belong.
+UPRIGHT = 1
+_ORIENTATION_TAG = 0x0112
+_ORIENTATIONS = range(1, 9)
+# Of these, rows are columns of what is to be seen.
+_LYING_ORIENTATIONS = range(5, 9)
 _GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B")
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -51,15 +57,18 @@ class Header(NamedTuple):
 
     Attributes:
       format: one of `FORMATS`.
-      height: in pixels.
-      width: in pixels.
+      height: in pixels, of the image as it is to be seen.
+      width: in pixels, likewise.
       channels: 1 for grey, 3 for colours.
+      orientation: what is to be done with the pixels for that, 1 to 8 as in
+        EXIF; `UPRIGHT` is nothing.
     """
 
     format: str
     height: int
     width: int
     channels: int
+    orientation: int = UPRIGHT
 
 
 def read(start: bytes, file: IO[bytes], *, max_pixels: int) -> Header:
@@ -98,7 +107,11 @@ def read(start: bytes, file: IO[bytes], *, max_pixels: int) -> Header:
         raise BadImage("a BMP file with a palette: convert it to PNG")
     if moves:
         raise BadImage("an animated WebP file")
-    return Header(name, height, width, 1 if image.mode in _GREY_MODES else 3)
+    orientation = _orientation(image)
+    if orientation in _LYING_ORIENTATIONS:
+        height, width = width, height
+    channels = 1 if image.mode in _GREY_MODES else 3
+    return Header(name, height, width, channels, orientation)
 
 
 def read_bytes(content: bytes, *, max_pixels: int) -> Header:
@@ -111,6 +124,22 @@ def is_named_otherwise(name: str, header: Header) -> bool:
     suffix = f".{name.lower().rpartition('.')[2]}"
     known = {s for suffixes in _SUFFIXES.values() for s in suffixes}
     return suffix in known and suffix not in _SUFFIXES[header.format]
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    """Returns how the camera was held, as far as the header tells."""
+    # Not `getexif`: of a PNG file, it decodes the pixels to look behind them.
+    notes = image.info.get("exif")
+    if not notes:
+        return UPRIGHT
+    exif = PIL.Image.Exif()
+    try:
+        exif.load(notes)
+        orientation = exif.get(_ORIENTATION_TAG, UPRIGHT)
+    # Damaged notes are no damage to the pixels.
+    except Exception:
+        return UPRIGHT
+    return orientation if orientation in _ORIENTATIONS else UPRIGHT
 
 
 def _format(start: bytes) -> str:

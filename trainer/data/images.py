@@ -80,9 +80,10 @@ class ImageList:
       num_bytes: int64 [N], of the encoded images.
       crcs: uint32 [N], of their first bytes at least.
       formats: uint8 [N], indices into `headers.FORMATS`.
-      heights: int32 [N].
+      heights: int32 [N], of the images as they are to be seen.
       widths: int32 [N].
       channels: uint8 [N].
+      orientations: uint8 [N], as in `headers.Header`.
       quarantine: what is left out.
     """
 
@@ -95,6 +96,7 @@ class ImageList:
     heights: np.ndarray
     widths: np.ndarray
     channels: np.ndarray
+    orientations: np.ndarray
     quarantine: Quarantine
 
     def digest(self) -> str:
@@ -109,11 +111,14 @@ class ImageList:
             # Names come from file systems, where they are any bytes.
             encoded = name.encode(errors="surrogateescape")
             crc = google_crc32c.extend(crc, encoded + b"\0")
-        for array, kind in (
+        columns = [
             (self.labels, "<i4"),
             (self.num_bytes, "<i8"),
             (self.crcs, "<u4"),
-        ):
+        ]
+        if np.any(self.orientations != headers.UPRIGHT):
+            columns.append((self.orientations, "u1"))
+        for array, kind in columns:
             crc = google_crc32c.extend(crc, array.astype(kind).tobytes())
         return f"images:{crc:08x}"
 
@@ -168,6 +173,7 @@ def make_list(
         heights=np.array([h.height for h in found], np.int32),
         widths=np.array([h.width for h in found], np.int32),
         channels=np.array([h.channels for h in found], np.uint8),
+        orientations=np.array([h.orientation for h in found], np.uint8),
         quarantine=quarantine,
     )
 

@@ -36,6 +36,8 @@ def describe_images(images: ImageList) -> Iterator[tuple[str, str]]:
             f" widths {_range(images.widths)}; most often {height}x{width}"
             f" (height x width, {most:,} times)",
         )
+    if num_turned := int((images.orientations != headers.UPRIGHT).sum()):
+        yield "turned", f"{num_turned:,}, as their cameras noted (EXIF)"
     num_grey = int((images.channels == 1).sum())
     colours = [("grey", num_grey), ("colours", count - num_grey)]
     yield "channels", _counts([item for item in colours if item[1]])

@@ -32,6 +32,7 @@ ROW = np.dtype(
         ("height", "<i4"),
         ("width", "<i4"),
         ("channels", "<i4"),
+        ("orientation", "<i4"),
     ]
 )
 
@@ -105,9 +106,8 @@ def from_row(number: int, row: Sequence[int]) -> tuple[Any, ...]:
       number: of the shard.
       row: in the order of `ROW`.
     """
-    label, crc, image_format, height, width, channels = row[5:]
-    name = headers.FORMATS[image_format]
-    header = headers.Header(name, height, width, channels)
+    label, crc, image_format, *rest = row[5:]
+    header = headers.Header(headers.FORMATS[image_format], *rest)
     place = (number, *row[:5])
     return place, label, row[4], crc, header
 

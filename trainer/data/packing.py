@@ -203,6 +203,7 @@ def _pack_one(source: StreamedDataset, index: int, as_samples: bool) -> _Packed:
         int(images.heights[index]),
         int(images.widths[index]),
         int(images.channels[index]),
+        int(images.orientations[index]),
     )
     if as_samples:
         content = tf.io.encode_png(sample).numpy()

@@ -65,13 +65,14 @@ class StreamedDataset:
             images.formats,
             images.heights,
             images.widths,
+            images.orientations,
             sample_shape=sample_shape,
         )
         self._common_size = _not_too_large(
             decoding.common_size(images.heights, images.widths, numbers)
         )
-        decoders, self._choices = np.unique(numbers, return_inverse=True)
-        self._decoders = tuple(decoders.tolist())
+        numbers, self._choices = np.unique(numbers, return_inverse=True)
+        self._all_choices = tuple(numbers.tolist())
 
     @property
     def num_threads(self) -> int | None:
@@ -272,7 +273,7 @@ class StreamedDataset:
         return decoding.decode(
             content,
             tf.cast(choice, tf.int32),
-            decoders=self._decoders,
+            choices=self._all_choices,
             channels=self.sample_shape[-1],
         )
 
