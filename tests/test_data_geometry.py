@@ -106,3 +106,22 @@ def test_arrays_are_brought_to_size_and_keep_their_digest():
     np.testing.assert_array_equal(resized.labels, own.labels)
     # Another machine may round a pixel otherwise; the config has the size.
     assert resized.digest() == own.digest()
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [((94, 125), (64, 64)), ((28, 28), (64, 48)), ((200, 9), (16, 33))],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_result_is_tensorflows_to_the_last_bit(size, wanted, channels):
+    noise = np.random.default_rng(0).integers(0, 256, [3, *size, channels])
+    images = tf.constant(noise, tf.uint8)
+    expected = tf.image.resize(images, wanted, "bicubic", antialias=True)
+    expected = tf.cast(tf.clip_by_value(tf.round(expected), 0, 255), tf.uint8)
+    result = geometry.resize(
+        images, height=wanted[0], width=wanted[1], how="fit"
+    )
+    np.testing.assert_array_equal(result, expected)
+    np.testing.assert_array_equal(
+        resize(images[1], *wanted, "fit"), expected[1]
+    )
