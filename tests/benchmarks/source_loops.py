@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import tensorflow as tf
 
@@ -110,8 +111,19 @@ def plain_tfds(
     )
 
 
-def write_photographs(folder: pathlib.Path, *, count: int) -> None:
-    """Writes pieces of scikit-learn's two photographs, 375x500 JPEGs."""
+def write_photographs(
+    folder: pathlib.Path, *, count: int, tiles: int
+) -> tuple[int, int]:
+    """Writes pieces of scikit-learn's two photographs as JPEG files.
+
+    Args:
+      folder: to write a folder of each into.
+      count: of the files.
+      tiles: how often a piece of 375x500 is repeated in both directions.
+
+    Returns:
+      height and width of each.
+    """
     from sklearn import datasets
 
     images = datasets.load_sample_images()
@@ -124,7 +136,9 @@ def write_photographs(folder: pathlib.Path, *, count: int) -> None:
             itertools.islice(places, count // 2)
         ):
             piece = image[top : top + _PIECE[0], left : left + _PIECE[1]]
-            PIL.Image.fromarray(piece).save(folder / name / f"{number}.jpg")
+            picture = PIL.Image.fromarray(np.tile(piece, (tiles, tiles, 1)))
+            picture.save(folder / name / f"{number}.jpg")
+    return _PIECE[0] * tiles, _PIECE[1] * tiles
 
 
 def _normalize(image: tf.Tensor, label: tf.Tensor) -> tuple[Any, Any]:

@@ -21,10 +21,11 @@ _FOLDER = flags.DEFINE_string("folder", None, "Small images.", required=True)
 _TFDS_DIR = flags.DEFINE_string("tfds_dir", None, "MNIST.", required=True)
 
 _IN_MEMORY = 8 << 30
-_NUM_PHOTOGRAPHS = 512
-_PHOTOGRAPH_SIZE = (64, 64)
-# What is in memory would be through with a turn too soon to be timed.
-_IN_MEMORY_FACTOR = 10
+_SAMPLE_SIZE = (64, 64)
+# So that a turn lasts a second or more: each begins with an empty pipeline, and
+# ends with one that is full for nothing.
+_SMALL_FACTOR = 10
+_IN_MEMORY_FACTOR = 200
 
 
 def _contestant(
@@ -56,13 +57,17 @@ def _make_groups() -> Iterator[Group]:
         _contestant(
             "image_dataset_from_directory",
             "keras_folder",
+            _SMALL_FACTOR,
             folder=folder,
             image_size=(height, width),
         ),
-        _contestant("ours, streamed", "ours", name=f"folder:{folder}"),
+        _contestant(
+            "ours, streamed", "ours", _SMALL_FACTOR, name=f"folder:{folder}"
+        ),
         _contestant(
             "ours, packed and streamed",
             "ours",
+            _SMALL_FACTOR,
             name=f"folder:{folder}",
             packed=True,
         ),
@@ -74,25 +79,8 @@ def _make_groups() -> Iterator[Group]:
             memory_bytes=_IN_MEMORY,
         ),
     )
-    with tempfile.TemporaryDirectory() as photographs:
-        source_loops.write_photographs(
-            pathlib.Path(photographs), count=_NUM_PHOTOGRAPHS
-        )
-        yield _group(
-            f"Photographs, JPEG files of 375x500, to {_PHOTOGRAPH_SIZE}",
-            _contestant(
-                "image_dataset_from_directory",
-                "keras_folder",
-                folder=photographs,
-                image_size=_PHOTOGRAPH_SIZE,
-            ),
-            _contestant(
-                "ours, streamed",
-                "ours",
-                name=f"folder:{photographs}",
-                image_size=_PHOTOGRAPH_SIZE,
-            ),
-        )
+    yield from _photographs("Photographs", tiles=1, count=512, factor=4)
+    yield from _photographs("Large scans", tiles=4, count=256, factor=1)
     mnist = {"name": "mnist", "data_dir": _TFDS_DIR.value}
     yield _group(
         "MNIST, prepared by tensorflow-datasets",
@@ -101,6 +89,7 @@ def _make_groups() -> Iterator[Group]:
         _contestant(
             "ours, streamed",
             "ours",
+            _SMALL_FACTOR,
             name="tfds:mnist",
             data_dir=_TFDS_DIR.value,
         ),
@@ -112,6 +101,32 @@ def _make_groups() -> Iterator[Group]:
             **mnist,
         ),
     )
+
+
+def _photographs(
+    title: str, *, tiles: int, count: int, factor: int
+) -> Iterator[Group]:
+    with tempfile.TemporaryDirectory() as folder:
+        height, width = source_loops.write_photographs(
+            pathlib.Path(folder), count=count, tiles=tiles
+        )
+        yield _group(
+            f"{title}, JPEG files of {height}x{width}, to {_SAMPLE_SIZE}",
+            _contestant(
+                "image_dataset_from_directory",
+                "keras_folder",
+                factor,
+                folder=folder,
+                image_size=_SAMPLE_SIZE,
+            ),
+            _contestant(
+                "ours, streamed",
+                "ours",
+                factor,
+                name=f"folder:{folder}",
+                image_size=_SAMPLE_SIZE,
+            ),
+        )
 
 
 if __name__ == "__main__":

@@ -122,9 +122,9 @@ def _scale(
     """Scales images [..., h, w, C], bicubic and antialiased.
 
     Without antialiasing, most of a large image would never be looked at. The
-    result is that of `tf.image.resize`, to the last bit, in a third of the
-    time: its op goes through rows several values at a time, and through columns
-    one by one. So columns become rows for their turn.
+    result is that of `tf.image.resize`, to the last bit, but sooner: its op
+    goes through rows several values at a time, and through columns one by one.
+    So columns become rows for their turn.
     """
     shape = tf.shape(image)
     rows, columns, channels = shape[-3], shape[-2], image.shape[-1]
