@@ -1,35 +1,47 @@
-"""A set that is larger than the budget streams in memory that has a bound."""
+"""What data take of memory: streamed a part, decoded their size and no more."""
 
 import json
 import pathlib
 import subprocess
 import sys
+from typing import Any
+
+import pytest
 
 from tests import image_files
 from tests.processes import ROOT, TIMEOUT_SECS
 
 _SIDE = 256
-_NUM_IMAGES = 1024  # 192 MiB when all are decoded.
+_NUM_IMAGES = 1024
+_DECODED_MIB = 192
 _BATCH_SIZE = 16
 _BATCHES_A_EPOCH = _NUM_IMAGES // _BATCH_SIZE
 
 
-def test_two_epochs_take_a_part_of_the_decoded_size(
-    tmp_path: pathlib.Path,
-) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Returns a folder of more images than fit into a small budget."""
     contents = [
         image_files.encode(image_files.pixels(seed, _SIDE, _SIDE), "JPEG")
         for seed in range(4)
     ]
-    (tmp_path / "class").mkdir()
+    folder = tmp_path_factory.mktemp("images")
+    (folder / "class").mkdir()
     for number in range(_NUM_IMAGES):
-        path = tmp_path / "class" / f"{number}.jpg"
+        path = folder / "class" / f"{number}.jpg"
         path.write_bytes(contents[number % len(contents)])
+    return folder
+
+
+def _watch(
+    folder: pathlib.Path, budget_mib: int, *num_batches: int
+) -> list[dict[str, Any]]:
+    """Returns what a process of its own said of its memory."""
     result = subprocess.run(
         [
-            *(sys.executable, "-m", "tests.memory_watch", str(tmp_path)),
-            *(str(_SIDE), "1", str(_BATCH_SIZE)),
-            *(str(_BATCHES_A_EPOCH), str(2 * _BATCHES_A_EPOCH)),
+            *(sys.executable, "-m", "tests.memory_watch", str(folder)),
+            *(str(_SIDE), str(budget_mib), str(_BATCH_SIZE)),
+            *map(str, num_batches),
         ],
         cwd=ROOT,
         capture_output=True,
@@ -37,8 +49,14 @@ def test_two_epochs_take_a_part_of_the_decoded_size(
         timeout=TIMEOUT_SECS,
     )
     assert result.returncode == 0, result.stderr
-    before, first_epoch, second_epoch, _ = map(
-        json.loads, result.stdout.splitlines()
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_two_epochs_take_a_part_of_the_decoded_size(
+    folder: pathlib.Path,
+) -> None:
+    before, first_epoch, second_epoch, _ = _watch(
+        folder, 1, _BATCHES_A_EPOCH, 2 * _BATCHES_A_EPOCH
     )
     assert "streamed" in first_epoch["dataset"]
     # Of 192 MiB; 33 were measured, which is eleven batches of 3 MiB.
@@ -47,3 +65,11 @@ def test_two_epochs_take_a_part_of_the_decoded_size(
     # 1 was measured; what each batch leaves behind would be 64 times as much.
     grown = second_epoch["resident_mib"] - first_epoch["resident_mib"]
     assert grown < 24
+
+
+def test_what_is_decoded_is_in_memory_once(folder: pathlib.Path) -> None:
+    before, after, _ = _watch(folder, _DECODED_MIB, _BATCHES_A_EPOCH)
+    assert "in memory" in after["dataset"]
+    # 225 were measured; a copy would be 192 more.
+    taken = after["peak_mib"] - before["resident_mib"]
+    assert taken < _DECODED_MIB + 72

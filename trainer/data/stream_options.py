@@ -23,6 +23,9 @@ def ordered(*, num_threads: int | None = None) -> tf.data.Options:
     # How much runs in parallel is said where it does. And at exit each tuner's
     # thread is waited for, up to seconds a replica.
     options.autotune.enabled = False
+    # To rewrite the graph, TensorFlow copies what its functions hold: a data
+    # set in memory would be there twice. There is nothing left to improve.
+    options.experimental_optimization.apply_default_optimizations = False
     # An element's place in the stream says whose it is and of which step.
     options.deterministic = True
     return options
