@@ -11,8 +11,9 @@ differentiated any number of times and compiled by XLA:
   draws: random numbers, an example's own by its position in the global batch.
   probability: in [0, 1], a number or a float32 scalar. Each change is made with
     it, independently, on each example: Karras et al., "Training generative
-    adversarial networks with limited data" (arXiv:2006.06676), section 2.2.
-    The values of Zhao et al. belong to 1, at which their code does the same.
+    adversarial networks with limited data" (arXiv:2006.06676), sections 2.2
+    and 2.3. The values of Zhao et al. belong to 1, at which their code does the
+    same.
   returns: float32 [B, H, W, C].
 
 To add an augmentation, add a function and a line in `AUGMENTATIONS`.

@@ -103,9 +103,12 @@ def dragan(
 ) -> tf.Tensor:
     """How far the slope is from 1, around real samples.
 
-    Kodali et al. (arXiv:1705.07215): at a real sample plus Gaussian noise. Its
-    standard deviation is half of that of the sample's own numbers; the authors
-    take the batch's, which would differ from replica to replica.
+    Kodali et al. (arXiv:1705.07215), with a norm of 1: at a real sample plus
+    Gaussian noise, whose variance they choose for each data set. Here its
+    standard deviation is half of that of the sample's own numbers. The authors'
+    code adds uniform noise instead, from 0 to half of the batch's deviation and
+    then a random share of that: never downwards, and not the same on replicas
+    with batches of their own.
     """
     del fake
     axes = list(range(1, len(real.shape)))

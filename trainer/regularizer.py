@@ -11,8 +11,8 @@ Where the discriminator sees augmented samples, it does here, too, by draws of
 its own. The slope is that by the sample before: what is trained against the
 generator is the augmentation and the discriminator together. So it is in the
 code of Karras et al., "StyleGAN2-ADA" (arXiv:2006.06676), and in that of Zhao
-et al. (arXiv:2006.10738) for few images; for CIFAR-10, theirs takes the slope
-by the augmented sample.
+et al. (arXiv:2006.10738) for few images; for CIFAR-10 and FFHQ, theirs takes
+the slope by the augmented sample.
 """
 
 from collections.abc import Callable

@@ -30,7 +30,9 @@ class Evaluation:
     Attributes:
       values: by name.
       floor: what two halves of the real data give in place of fakes and reals,
-        by the same names: no generator can be expected to do better.
+        by the same names. The halves are smaller, which leaves some metrics
+        further from their best (a Frechet distance falls like 1 / count): a
+        generator that is as good as real samples may get a little below.
       protocol: what was compared: `features`, `split`, `num_fake`,
         `num_real`, `num_floor` (of each of the halves) and the seed. Values of
         two evaluations can be compared if it is equal.

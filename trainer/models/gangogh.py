@@ -30,6 +30,8 @@ _DEFAULT_WIDTH = 64
 _LEAKY_SLOPE = 0.2
 _STDDEV = 0.02
 _MOMENTUM = 0.9
+# Theirs, of both kinds of norms.
+_EPSILON = 1e-5
 
 
 def can_make(sample_shape: tuple[int, ...]) -> bool:
@@ -117,7 +119,9 @@ def build_discriminator(
         )(outputs)
         if stage > 0:
             # Layer norm over all pixels, with a scale for each channel.
-            outputs = keras.layers.GroupNormalization(groups=1)(outputs)
+            outputs = keras.layers.GroupNormalization(
+                groups=1, epsilon=_EPSILON
+            )(outputs)
         outputs = keras.layers.LeakyReLU(_LEAKY_SLOPE)(outputs)
     outputs = keras.layers.Flatten()(outputs)
     if num_classes is None:
@@ -156,7 +160,7 @@ def _normalize_and_gate(
       has_bias: of what comes from the labels.
     """
     outputs = layers.BatchNormalization(
-        synchronized=synchronized, momentum=_MOMENTUM
+        synchronized=synchronized, momentum=_MOMENTUM, epsilon=_EPSILON
     )(inputs)
     if rows is not None:
         shape = inputs.shape[1:]

@@ -8,7 +8,8 @@ projection at the end of the discriminator. All that has a kernel in the
 discriminator has spectral norm.
 
 Two orders of operations differ, which changes rounding only: a 1x1 convolution
-comes before upsampling and after average pooling, where it costs a quarter.
+comes before upsampling and after average pooling, where it costs a quarter. And
+the logit has a bias at 32x32, too, where that of the authors' code has none.
 """
 
 import math

@@ -23,6 +23,8 @@ _FLOOR = "_floor"
 # An error of another value, which is a column and no curve.
 _ERROR = "_standard_error"
 _LOWER_IS_BETTER = {"frechet_distance", "kernel_distance"}
+# Noise is more diverse than real samples.
+_NEAR_THE_FLOOR = {"diversity"}
 _NAMES = {
     "frechet_distance": "Fréchet distance",
     "kernel_distance": "Kernel distance (KID)",
@@ -108,6 +110,8 @@ def _charts(lines: _Lines, marks: Sequence[Mark], last_step: int) -> str:
         values = np.array([_number(line.get(name)) for line in ordered])
         floor = _number(ordered[-1].get(f"{name}{_FLOOR}"))
         note = "lower" if name in _LOWER_IS_BETTER else "higher"
+        if name in _NEAR_THE_FLOOR:
+            note = "nearer to the floor"
         chart = Chart(
             _title(name),
             {"generated": Series(steps, values)},
