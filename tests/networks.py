@@ -11,7 +11,7 @@ from trainer import models
 
 Networks = tuple[keras.Model, keras.Model]
 
-# Of a small machine; every model has them.
+# Of a small machine.
 WIDTHS = {"sngan": 4, "r3gan": 8}
 
 

@@ -68,6 +68,8 @@ def test_values_stand_beside_their_floor(workdir, cache, capsys):
     # Networks that have hardly learned are far from real.
     assert record["frechet_distance"] > 2 * record["frechet_distance_floor"]
     assert record["diversity_floor"] == pytest.approx(1, abs=0.2)
+    # Of two halves: one beside itself would be at 0.
+    assert record["frechet_distance_floor"] > 0.1
     names = [n for n in record if n.endswith("_floor") and n != "num_floor"]
     assert len(names) == 9
     assert all(name.removesuffix("_floor") in record for name in names)

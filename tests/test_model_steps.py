@@ -22,6 +22,9 @@ from trainer.train_state import TrainState
 SHAPE = (32, 32, 3)
 NUM_CLASSES = 3
 MODELS = tuple(networks.WIDTHS)
+# The others, which are graphs of few layers, with their widths.
+SMALL_MODELS = {"dcgan28": None, "dcgan": 4, "gangogh": 4}
+WIDTHS = networks.WIDTHS | SMALL_MODELS
 # Each loss and each penalty once.
 PAIRS = [
     ("non_saturating", "dragan"),
@@ -33,20 +36,28 @@ PAIRS = [
 ]
 
 
-def noise():
+def shape_of(name):
+    return (28, 28, 1) if name == "dcgan28" else SHAPE
+
+
+def noise(shape=SHAPE):
     generator = np.random.default_rng(0)
     return ArrayDataset(
-        samples=generator.integers(0, 256, [8, *SHAPE], dtype=np.uint8),
+        samples=generator.integers(0, 256, [8, *shape], dtype=np.uint8),
         labels=generator.integers(0, NUM_CLASSES, [8]).astype(np.int32),
     )
 
 
 def make_state(name, strategy, precision="float32", num_classes=NUM_CLASSES):
+    side, _, channels = shape_of(name)
+
     def build(index):
         return networks.build(
             name,
-            width=networks.WIDTHS[name],
-            num_classes=num_classes,
+            side,
+            WIDTHS[name],
+            num_classes,
+            channels=channels,
             latent_dim=tiny.LATENT_DIM,
         )[index]
 
@@ -71,7 +82,7 @@ def make_regularizer(name: str, state: TrainState):
 def compute_round(name, loss, penalty, precision="float32"):
     """Returns both networks, and what a round gives them."""
     state = make_state(name, tf.distribute.get_strategy(), precision)
-    dataset = noise()
+    dataset = noise(shape_of(name))
     labels = tf.constant(dataset.labels[:3])
     generator = Network.of(state.generator)._replace(labels=labels)
     discriminator = Network.of(state.discriminator)._replace(labels=labels)
@@ -125,14 +136,19 @@ def check_round(name, loss, penalty, precision="float32"):
 
 @pytest.mark.parametrize(
     ("name", "loss", "penalty"),
-    [(MODELS[i % len(MODELS)], *pair) for i, pair in enumerate(PAIRS)],
+    [
+        *((MODELS[i % len(MODELS)], *pair) for i, pair in enumerate(PAIRS)),
+        ("dcgan28", "non_saturating", "r1"),
+        ("dcgan", "hinge", "dragan"),
+        ("gangogh", "wasserstein", "wgan_gp"),
+    ],
 )
 def test_every_loss_and_penalty(name, loss, penalty):
     check_round(name, loss, penalty)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", WIDTHS)
 @pytest.mark.parametrize(
     ("loss", "penalty"), itertools.product(losses.LOSSES, penalties.PENALTIES)
 )

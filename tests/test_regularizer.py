@@ -156,6 +156,37 @@ def test_the_gradient_is_the_weight_times_the_penalty_s() -> None:
         )
 
 
+@pytest.mark.parametrize("kind", _KINDS)
+def test_a_linear_discriminator_s_gradient_is_that_of_the_paper(
+    kind: str,
+) -> None:
+    # D(x) = <w, x>, whose slope is w at all samples.
+    kernel = np.array([[0.5], [-2.0], [1.5]], np.float32)
+    discriminator = keras.Sequential([keras.Input([3]), keras.layers.Dense(1)])
+    discriminator.set_weights([kernel, np.zeros(1)])
+    norm = np.linalg.norm(kernel)
+    expected = {
+        "r1": 0.3 * kernel,  # Of gamma / 2 |w|^2.
+        "r2": 0.3 * kernel,
+        "r1_r2": 0.6 * kernel,
+        # Of lambda (|w| - 1)^2.
+        "wgan_gp": 0.6 * (norm - 1.0) * kernel / norm,
+        "dragan": 0.6 * (norm - 1.0) * kernel / norm,
+    }[kind]
+    samples = tf.constant(np.arange(6.0).reshape(2, 3), tf.float32)
+    _, (gradient, _) = Regularizer(
+        penalties.get(kind), weight=0.3
+    ).sum_and_gradients(
+        Network.of(discriminator),
+        real=samples,
+        fake=-samples,
+        d_update=tf.constant(0, tf.int64),
+        draws=functools.partial(randomness.Draws, seed=0, step=0),
+        scale=tf.constant(0.5),  # A share of two examples each.
+    )
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+
+
 def test_a_lazy_penalty_is_as_many_times_heavier() -> None:
     state = _state()
     penalty = penalties.get("r1_r2")
