@@ -447,7 +447,8 @@ def test_from_training_to_an_export(monkeypatch, tmp_path, capsys):
     assert np.abs(made[0] - made[1]).max() > 0
     card = (output / "README.md").read_text()
     assert "- `labels`: int32 [None]" in card
-    assert "are 0 to 9" in card
+    assert "are 0 to 9." in card
+    assert "(the averaged weights)" in card
     assert "labels = tf.range(16) % 10" in card
     # Other networks than those without classes.
     settings["conditional"] = False

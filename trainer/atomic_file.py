@@ -99,9 +99,10 @@ def storage_error(
     """
     reason = getattr(error, "strerror", None) or str(error)
     return errors.StorageError(
-        f"Cannot {action} {path}: {reason}. The run directory must be "
-        "writable and have free space: make room or repair it, or choose "
-        "another one with --workdir, then run the same command again."
+        f"Cannot {action} {path}: {reason}. The directory must be writable "
+        "and have free space: make room or repair it, or choose another one "
+        "(--workdir, --cache_dir or --output, where it comes from), then run "
+        "the same command again."
     )
 
 

@@ -69,6 +69,7 @@ class Flags:
         "classifier_score,diversity",
         "What to measure, with commas between.",
         "metrics",
+        rule="names of metrics, with commas between",
     )
     seed: int | None = options.declare(
         False,

@@ -176,7 +176,8 @@ def _card(run: "StoredRun", specs: dict) -> str:
     return f"""\
 # Generator of {config.model}, trained on {config.dataset}
 
-Step {run.checkpoint.step}, epoch {run.epoch}; \
+Step {run.checkpoint.step}, epoch {run.epoch}\
+{" (the averaged weights)" if config.ema_half_life_images else ""}; \
 {run.checkpoint.host_state["images_seen"]:,} images seen; seed {config.seed}; \
 data {run.checkpoint.host_state["data_digest"]}.
 
@@ -210,7 +211,8 @@ latents = tf.random.normal([16, {config.latent_dim}])
 def _classes(run: "StoredRun") -> str:
     text = f" Labels\nare 0 to {run.num_classes - 1}"
     names = run.checkpoint.host_state.get("class_names")
-    if names:
+    # Digits are called what they are.
+    if names and names != [str(i) for i in range(len(names))]:
         listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
         text += f": {listed}"
     return f"{text}."
