@@ -7,9 +7,16 @@ import keras
 import numpy as np
 import pytest
 
-from trainer import errors
+from trainer import assembly, errors
+from trainer.config import Config
 from trainer.data import digits
-from trainer.evaluation import classifier, classifier_cache, inception
+from trainer.data.array_dataset import ArrayDataset
+from trainer.evaluation import (
+    classifier,
+    classifier_cache,
+    extractors,
+    inception,
+)
 
 NUM_STEPS = 60
 
@@ -89,6 +96,42 @@ def test_the_users_precision_changes_no_feature():
 def test_the_digest_is_that_of_the_data():
     assert classifier.digest("crc32c:1") == classifier.digest("crc32c:1")
     assert classifier.digest("crc32c:1") != classifier.digest("crc32c:2")
+
+
+def test_other_sizes_of_the_same_images_have_classifiers_of_their_own(
+    tmp_path, monkeypatch
+):
+    # The digest is that of the source, whatever size they are brought to.
+    monkeypatch.setattr(
+        "trainer.evaluation.classifier.train.__kwdefaults__",
+        {"num_steps": 1, "on_progress": lambda: None},
+    )
+    numbers = np.random.default_rng(0)
+    for size in (8, 6):
+        dataset = ArrayDataset(
+            samples=numbers.integers(0, 256, [40, size, size, 1], np.uint8),
+            labels=np.arange(40, dtype=np.int32) % 2,
+            source_digest="crc32c:1",
+        )
+        extractor = extractors.make(
+            dataset,
+            preparation=assembly.preparation(Config(image_size=str(size))),
+            inception_weights=None,
+            cache_dir=str(tmp_path),
+        )
+        features, _ = extractor.extract(dataset.at(np.arange(2)))
+        assert features.shape == (2, extractor.dim)
+    prepared = [
+        assembly.preparation(Config(**changes))
+        for changes in (
+            {},
+            {"image_size": "16"},
+            {"image_size": "16", "resize": "pad"},
+            {"channels": "3"},
+        )
+    ]
+    assert prepared[0] == ""
+    assert len(set(prepared)) == 4
 
 
 def test_the_cache_gives_back_the_very_same(tmp_path, trained):

@@ -208,6 +208,13 @@ def split_name(config: Config) -> str:
     return f"{config.dataset} {config.split or 'as trained on'}"
 
 
+def preparation(config: Config) -> str:
+    """Returns what is done to the data's images, empty if it is nothing."""
+    if config.height_and_width is None and config.channels == "auto":
+        return ""
+    return f"{config.height_and_width} {config.channels} {config.resize}"
+
+
 def make_schedule(
     config: Config, strategy: tf.distribute.Strategy, dataset: Dataset
 ) -> Schedule:
@@ -480,6 +487,7 @@ def make_quality(
     """
     extractor = extractors.make(
         dataset,
+        preparation=preparation(config),
         inception_weights=config.inception_weights,
         cache_dir=config.cache_dir,
         on_progress=on_progress,

@@ -142,6 +142,7 @@ def _make_evaluator(given: Flags, run: "StoredRun") -> "Evaluator":
     trained_on = assembly.load_data(config)
     extractor = extractors.make(
         trained_on,
+        preparation=assembly.preparation(config),
         inception_weights=given.inception_weights,
         cache_dir=given.cache_dir,
     )

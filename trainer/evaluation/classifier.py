@@ -55,10 +55,18 @@ class TrainedClassifier:
     num_held_out: int
 
 
-def digest(data_digest: str, *, num_steps: int = _NUM_STEPS) -> str:
-    """Returns 16 hex digits for what decides the weights."""
-    text = f"{_VERSION} {_SEED} {num_steps} {data_digest}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def digest(
+    data_digest: str, preparation: str = "", *, num_steps: int = _NUM_STEPS
+) -> str:
+    """Returns 16 hex digits for what decides the weights.
+
+    Args:
+      data_digest: of the data as they lie in their source.
+      preparation: how they were brought to size and channels, if they were.
+      num_steps: of the training.
+    """
+    text = f"{_VERSION} {_SEED} {num_steps} {data_digest} {preparation}"
+    return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
 
 
 def build_network(

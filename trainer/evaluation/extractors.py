@@ -15,6 +15,7 @@ from trainer.evaluation.extractor import Extractor
 def make(
     dataset: dataset_lib.Dataset,
     *,
+    preparation: str = "",
     inception_weights: str | None,
     cache_dir: str | None,
     on_progress: Callable[[], object] = lambda: None,
@@ -26,6 +27,8 @@ def make(
 
     Args:
       dataset: what the GAN is trained on; its labels are the classes.
+      preparation: how its images were brought to size and channels, which its
+        digest does not tell; empty if they are as they were.
       inception_weights: a file, see `inception`; None for the classifier.
       cache_dir: of the cache; None for `default_cache`.
       on_progress: is called again and again, and may raise to end this.
@@ -43,7 +46,7 @@ def make(
             " features samples are compared by. Give --inception_weights=<file>"
             " instead."
         )
-    digest = classifier.digest(dataset.digest())
+    digest = classifier.digest(dataset.digest(), preparation)
 
     def train() -> classifier.TrainedClassifier:
         logging.info("Training the classifier that samples are measured by.")
