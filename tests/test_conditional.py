@@ -445,6 +445,11 @@ def test_from_training_to_an_export(monkeypatch, tmp_path, capsys):
     made = serve(latents=latents, labels=tf.constant([0, 1, 1]))["samples"]
     np.testing.assert_array_equal(made[1], made[2])
     assert np.abs(made[0] - made[1]).max() > 0
+    for label in (-1, 10):
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match=r"labels must be in 0\.\.9"
+        ):
+            serve(latents=latents, labels=tf.constant([0, 1, label]))
     card = (output / "README.md").read_text()
     assert "- `labels`: int32 [None]" in card
     assert "are 0 to 9." in card

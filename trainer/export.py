@@ -97,12 +97,11 @@ def _run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _write(
-    run: "StoredRun", generator: "keras.Model", directory: pathlib.Path
-) -> None:
+def _serving_function(
+    generator: "keras.Model", num_classes: int
+) -> tuple[Any, dict[str, Any]]:
+    """Returns the signature's function, and what it takes by name."""
     import tensorflow as tf
-
-    from trainer import exported_check, generation
 
     names = ["latents", "labels"][: len(generator.inputs)]
     specs = {
@@ -112,12 +111,30 @@ def _write(
 
     @tf.function
     def serve(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        if "labels" in inputs:
+            # Or an embedding would be of zeros, or of another class.
+            labels = inputs["labels"]
+            tf.debugging.Assert(
+                tf.reduce_all((labels >= 0) & (labels < num_classes)),
+                [f"labels must be in 0..{num_classes - 1}, not", labels],
+            )
         values = [inputs[name] for name in names]
         samples = generator(
             values if len(values) > 1 else values[0], training=False
         )
         return {"samples": tf.cast(samples, tf.float32)}
 
+    return serve, specs
+
+
+def _write(
+    run: "StoredRun", generator: "keras.Model", directory: pathlib.Path
+) -> None:
+    import tensorflow as tf
+
+    from trainer import exported_check, generation
+
+    serve, specs = _serving_function(generator, run.num_classes)
     module = tf.Module()
     module.generator = generator
     tf.saved_model.save(
@@ -131,7 +148,7 @@ def _write(
         seed=run.config.seed, first=0, count=_NUM_COMPARED, purpose="export"
     )
     inputs: dict[str, Any] = {"latents": latents}
-    if len(names) > 1:
+    if "labels" in specs:
         inputs["labels"] = np.arange(_NUM_COMPARED, dtype=np.int32) % (
             run.num_classes
         )

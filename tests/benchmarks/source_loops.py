@@ -5,6 +5,7 @@ All give endless shuffled batches of float32 in [-1, 1] with labels.
 
 import itertools
 import pathlib
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -42,13 +43,15 @@ def ours(
     size = tuple(image_size) if image_size else None
     wanted = data.Wanted(image_size=size, memory_bytes=memory_bytes)
     if packed:
+        # In what `turns.Child` removes when this process is no more.
+        directory = tempfile.mkdtemp()
         packing.pack(
             data.stream(name, data_dir=data_dir, wanted=wanted),
-            pathlib.Path("packed").absolute(),
+            pathlib.Path(directory),
             shard_bytes=_SHARD_BYTES,
             as_samples=False,
         )
-        name, data_dir = "tfrecord:packed/*.tfrecord", "."
+        name, data_dir = "tfrecord:*.tfrecord", directory
     dataset = data.load(name, data_dir=data_dir, wanted=wanted)
     return _fetch(
         pipeline.training_batches(
