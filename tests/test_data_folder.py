@@ -74,6 +74,24 @@ def test_labels_from_a_table(tmp_path):
     assert labelled == {"2.png": 0, "x/1.png": 1, "x/3.png": 1}
 
 
+def test_labels_that_are_the_same_number_have_one_order(tmp_path):
+    # That of a set would be another in each process.
+    labels = [f"{7:0{width}d}" for width in range(1, 9)] + ["6", "10"]
+    write(tmp_path, *(f"{label}.png" for label in labels))
+    rows = [f"{label}.png,{label}" for label in labels]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    expected = ("6", *sorted(labels[:8]), "10")
+    assert list_images(tmp_path).class_names == expected
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_tables_of_all_systems_are_read(tmp_path, end):
+    write(tmp_path, "1.png", "2.png")
+    text = end.join(["file,label", "1.png,a", "2.png,b", ""])
+    (tmp_path / "labels.csv").write_bytes(text.encode())
+    assert list_images(tmp_path).class_names == ("a", "b")
+
+
 def test_a_table_and_a_folder_that_disagree(tmp_path):
     write(tmp_path, *(f"{i}.png" for i in range(8)))
     rows = [f"{i}.png,a" for i in range(1, 9)]
@@ -92,7 +110,10 @@ def test_a_table_and_a_folder_that_disagree(tmp_path):
         ("name,label\n1.png,a", "columns.*name.*must be file and label"),
         ("", "columns"),
         ("file,label\n1.png,", "Line 2 .* no label"),
+        ("file;label\n1.png;a", "file;label.*with a comma"),
         ("file,label\n1.png,a\n1.png,b", "two labels: a and b"),
+        # Never closed, so that all that follows is one field.
+        ('file,label\n1.png,"a\n' + "2.png,b\n" * 20_000, "quotation mark"),
     ],
 )
 def test_tables_that_make_no_sense(tmp_path, text, message):
@@ -192,8 +213,8 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path):
     reasons = images.quarantine.reasons
     for name in ("out.png", "near.png", "relative.png", "folder"):
         assert reasons[f"a/{name}"] == "a link out of the folder"
-    for name in ("broken.png", "loop"):
-        assert reasons[f"a/{name}"] == "a link to no file"
+    assert reasons["a/broken.png"] == "a link to no file"
+    assert reasons["a/loop"] == "a link to a folder, which is not followed"
 
 
 def test_the_root_itself_may_be_a_link(tmp_path):

@@ -73,7 +73,8 @@ def test_what_is_wrong_is_listed_in_full_and_exits_3(folder, capsys):
     for name, (_, reason) in bad.items():
         [line] = [li for li in out.splitlines() if f"  cat/{name}:" in li]
         assert reason in line
-    assert "  dog/0001.jpg: jpeg::Uncompress failed" in out
+    assert "  dog/0001.jpg: jpeg::Uncompress failed. Invalid JPEG data" in out
+    assert ".\n" not in out.partition("not used")[2].partition("\n\n")[0]
     assert f"not used   {len(bad) + 1}" in out
     assert "1 have the name of another format" in out
     assert "training would exit with code 3" in out

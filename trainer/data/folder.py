@@ -5,6 +5,7 @@ are known by their content: their names matter to the order alone.
 """
 
 import csv
+import decimal
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -165,6 +166,8 @@ def _problem_of_link(entry: "os.DirEntry[str]", real_root: str) -> str:
     target = os.path.realpath(entry.path)
     if os.path.commonpath([target, real_root]) != real_root:
         return "a link out of the folder"
+    if os.path.isdir(target):
+        return "a link to a folder, which is not followed"
     if not os.path.isfile(target):
         return "a link to no file"
     return ""
@@ -237,11 +240,39 @@ def _label_by_table(
     path: str, text: str, found: list[_Found], quarantine: Quarantine
 ) -> tuple[dict[str, int], tuple[str, ...]]:
     """Labels by a table with the columns "file" and "label"."""
-    table = csv.DictReader(io.StringIO(text))
+    try:
+        names = _read_table(path, text)
+    except csv.Error as error:
+        raise errors.DataError(
+            f"{path} is no table of comma-separated values: {error}. Look for"
+            " a quotation mark that is opened and not closed."
+        ) from error
+    existing = {file.name for file in found}
+    for file in names:
+        if file not in existing:
+            quarantine.add(file, f"in {LABELS_FILE}, but not in the folder")
+    class_names = sorted(set(names.values()))
+    # Numbers in the order of numbers, so that label "7" becomes 7. Those that
+    # are equal, as "07" is, stay in the order of their texts.
+    if all(label.isdecimal() for label in class_names):
+        class_names.sort(key=decimal.Decimal)
+    labels = {name: label for label, name in enumerate(class_names)}
+    return {f: labels[name] for f, name in names.items()}, tuple(class_names)
+
+
+def _read_table(path: str, text: str) -> dict[str, str]:
+    """Returns the labels by file.
+
+    Raises:
+      DataError: a column or a value is missing, or a file has two labels.
+      csv.Error: it is something else.
+    """
+    table = csv.DictReader(io.StringIO(text, newline=""))
     if not {"file", "label"}.issubset(table.fieldnames or ()):
         raise errors.DataError(
             f"The first line of {path} names the columns"
-            f" {table.fieldnames or []}; among them must be file and label."
+            f" {table.fieldnames or []}; among them must be file and label,"
+            " with a comma and no space between."
         )
     names: dict[str, str] = {}
     for row in table:
@@ -256,12 +287,4 @@ def _label_by_table(
                 f"{path} gives {file} two labels: {names[file]} and {label}."
                 " Keep one."
             )
-    existing = {file.name for file in found}
-    for file in names:
-        if file not in existing:
-            quarantine.add(file, f"in {LABELS_FILE}, but not in the folder")
-    # Numbers in the order of numbers, so that label "7" becomes 7.
-    is_number = all(label.isdecimal() for label in names.values())
-    class_names = sorted(set(names.values()), key=int if is_number else None)
-    labels = {name: label for label, name in enumerate(class_names)}
-    return {f: labels[name] for f, name in names.items()}, tuple(class_names)
+    return names

@@ -152,7 +152,7 @@ def _format(start: bytes) -> str:
         return "WEBP"
     for magic, name in _OTHER_MAGIC.items():
         if start.startswith(magic):
-            raise BadImage(f"a {name} file, which is not read: convert to PNG")
+            raise BadImage(f"{name}, which is not read: convert it to PNG")
     if start[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1"):
-        raise BadImage("an AVIF or HEIC file, which is not read: convert it")
+        raise BadImage("AVIF or HEIC, which is not read: convert it to PNG")
     raise BadImage("not an image")

@@ -327,4 +327,5 @@ def _not_too_large(size: tuple[int, int] | None) -> tuple[int, int] | None:
 def _brief(error: tf.errors.OpError) -> str:
     text = (error.message or type(error).__name__).splitlines()[0]
     # "{{function_node ...}} what happened [Op:DecodeJpeg] name: "
-    return text.rpartition("}}")[2].partition("[Op:")[0].strip()
+    text = text.rpartition("}}")[2].partition("[Op:")[0]
+    return text.strip().rstrip(".")
