@@ -96,11 +96,25 @@ def test_knows_the_names_of_other_converters(tmp_path, image_key, label_key):
     assert stream(tmp_path / "x").labels.tolist() == [1]
 
 
-def test_without_labels_all_are_of_one_class(tmp_path):
-    payload = example(image_files.encode(image_files.pixels(0)))
+@pytest.mark.parametrize("label", [None, b"cat", -1])
+def test_without_labels_all_are_of_one_class(tmp_path, caplog, label):
+    caplog.set_level("INFO")
+    payload = example(image_files.encode(image_files.pixels(0)), label)
     (tmp_path / "x").write_bytes(record_file.frame(payload) * 3)
     dataset = stream(tmp_path / "x")
     assert dataset.labels.tolist() == [0, 0, 0]
+    assert "No image has a label" in caplog.text
+
+
+@pytest.mark.parametrize("label", [None, b"cat"])
+def test_labels_of_some_images_only_are_no_class(tmp_path, label):
+    content = image_files.encode(image_files.pixels(0))
+    (tmp_path / "x").write_bytes(
+        record_file.frame(example(content, 1)) * 3
+        + record_file.frame(example(content, label))
+    )
+    with pytest.raises(errors.DataError, match="from -1 to 1.*without one"):
+        stream(tmp_path / "x")
 
 
 @pytest.mark.parametrize("place", ["payload", "checksum"])
@@ -174,10 +188,18 @@ def test_bad_images_within_good_records(tmp_path):
         (
             lambda f: (f / "x").write_bytes(
                 record_file.frame(
-                    example(image_files.encode(image_files.pixels(0)), -1)
+                    example(image_files.encode(image_files.pixels(0)), -2)
                 )
             ),
-            "from -1 to -1",
+            "from -2 to -2",
+        ),
+        (
+            lambda f: (f / "x").write_bytes(
+                record_file.frame(
+                    example(image_files.encode(image_files.pixels(0)), 10**12)
+                )
+            ),
+            "from 1000000000000 .* must be 0 to 999999",
         ),
         (lambda f: None, "No file matches"),
     ],

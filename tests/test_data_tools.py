@@ -164,6 +164,8 @@ def test_prepare_tells_what_is_left_out_every_time(folder, capsys):
             ["prepare", "--dataset=folder:x", "--output=gs://bucket/x"],
             "--output=gs://bucket/x is a URL",
         ),
+        (["prepare", "--dataset=folder:.", "--output=x"], "--output=x is in"),
+        (["prepare", "--dataset=folder:x", "--output=x"], "--output=x is in"),
         (["inspect", "--output=x"], "Unknown command line flag 'output'"),
         (["inspect", "--picture=no/x.png"], "--picture=no/x.png cannot be"),
         (["inspect", "--picture=."], "--picture=. cannot be written"),

@@ -205,6 +205,7 @@ def _prepare(data_config: config.Config, given: _Prepare) -> int:
             f"--output={given.output} is a URL; `prepare` writes to a folder of"
             " this machine. Choose one, and copy it to the bucket afterwards."
         )
+    _check_output(Path(given.output), data_config)
     if data_config.dataset in data.ARRAYS:
         raise errors.UsageError(
             f"--dataset={data_config.dataset} is in memory at once anyway."
@@ -235,6 +236,19 @@ def _prepare(data_config: config.Config, given: _Prepare) -> int:
         f"  --dataset='tfrecord:{given.output}/*.tfrecord'"
     )
     return 0
+
+
+def _check_output(output: Path, data_config: config.Config) -> None:
+    """Refuses to write into the data: the next start would find it there."""
+    from trainer.data import files
+
+    kind, _, path = data_config.dataset.partition(":")
+    source = Path(files.locate(path, data_config.data_dir)).resolve()
+    if kind == "folder" and output.resolve().is_relative_to(source):
+        raise errors.UsageError(
+            f"--output={output} is in the folder that it packs, of whose"
+            " images it would become a class. Choose one outside."
+        )
 
 
 def _print(pairs: Iterable[tuple[str, str]]) -> None:

@@ -22,6 +22,8 @@ from trainer.data.record_index import Found
 from trainer.data.record_shard import Shard
 
 _SECS_BETWEEN_REPORTS = 10.0
+# Larger labels are no numbers of classes, but hashes or identifiers.
+_MAX_CLASSES = 1_000_000
 
 
 def scan_shards(
@@ -40,7 +42,8 @@ def scan_shards(
       shards: at least one.
       wanted: what to do with the images.
       image_key: of the examples; None: the first of `IMAGE_KEYS` there is.
-      label_key: the same with `LABEL_KEYS`; without any, all labels are 0.
+      label_key: the same with `LABEL_KEYS`; if no image has one, all labels
+        are 0.
       class_names: of the labels, if they are known.
 
     Raises:
@@ -66,12 +69,19 @@ def scan_shards(
             f" {quarantine.summary()}"
         )
     labels = {entry.label for entry in entries}
-    if min(labels) < 0 or (class_names and max(labels) >= len(class_names)):
+    if labels == {record_shard.NO_LABEL}:
+        logging.info("No image has a label: all are of one class.")
+        entries = [entry._replace(label=0) for entry in entries]
+        labels, class_names = {0}, ()
+    num_classes = len(class_names) or _MAX_CLASSES
+    if min(labels) < 0 or max(labels) >= num_classes:
         raise errors.DataError(
             f"The labels in {shards[0].path} and the other files are from"
             f" {min(labels)} to {max(labels)}; they must be 0 to"
-            f" {len(class_names) - 1 if class_names else 'the last class'}."
-            " Write them again."
+            f" {num_classes - 1} at most, and {record_shard.NO_LABEL} is also"
+            " that of a record without one whole number as its label. Number"
+            " the classes from 0, or leave all labels out, and write the files"
+            " again."
         )
     image_list = record_storage.make_list(
         [shard.path for shard in shards],

@@ -16,6 +16,9 @@ from trainer.data.record_storage import Place
 # of TensorFlow's old image classification library.
 IMAGE_KEYS = ("image", "image/encoded", "image_raw")
 LABEL_KEYS = ("label", "image/class/label")
+# Of a record without one whole number as its label; it is also what
+# tensorflow-datasets writes where the label is not known.
+NO_LABEL = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +128,7 @@ class Scanner:
                 " encoded image as a bytes feature of one of these names."
             )
         label = _one(features, self._label_keys, "int64_list")
+        label = NO_LABEL if label is None else label
         return images.Entry(
             place=Place(
                 shard=number,
@@ -135,7 +139,7 @@ class Scanner:
                 image_start=payload.find(content),
                 image_bytes=len(content),
             ),
-            label=label or 0,
+            label=label,
             num_bytes=len(content),
             crc=google_crc32c.value(content),
             header=headers.read_bytes(content, max_pixels=self._max_pixels),
