@@ -120,6 +120,12 @@ def test_other_splits_are_named(data_dir):
         stream("pets:labelled", data_dir, split="tset")
 
 
+@pytest.mark.parametrize("split", ["train[:0%]", "train[5:5]"])
+def test_a_part_without_an_image_is_an_error(data_dir, split):
+    with pytest.raises(errors.DataError, match=r"--split=train\[.*no image"):
+        stream("pets:labelled", data_dir, split=split)
+
+
 @pytest.mark.parametrize("name", ["no_such_name", "pets:no_such_config"])
 def test_unknown_names(data_dir, name):
     with pytest.raises(errors.DataError, match="no_such"):

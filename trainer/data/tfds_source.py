@@ -53,6 +53,11 @@ def list_images(
             f" {', '.join(builder.info.splits)}. (Slices such as train[:80%]"
             " are understood, too.)"
         ) from error
+    if not instructions:
+        raise errors.DataError(
+            f"--split={split} of {builder.name} holds no image. Choose a larger"
+            " part."
+        )
     image_key, label_key, class_names = _features(builder)
     _check_file_format(builder)
     return record_scan.scan_shards(
