@@ -314,6 +314,26 @@ def test_packing_goes_on_where_it_was_stopped(folder, tmp_path, monkeypatch):
     assert pack(source, broken).num_written == 0
 
 
+def test_progress_is_that_of_images_and_not_of_shards(
+    folder, tmp_path, monkeypatch
+):
+    counts = []
+
+    class Bar(packing.tqdm.tqdm):
+        def update(self, n=1):
+            counts.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr(packing.tqdm, "tqdm", Bar)
+    path = folder / "dog" / "0001.jpg"  # Left out, and done as well.
+    path.write_bytes(image_files.damage(path.read_bytes()))
+    source = folder_stream(folder, max_bad_fraction=0.1)
+    packing.pack(
+        source, tmp_path / "packed", shard_bytes=1 << 30, as_samples=False
+    )
+    assert counts == [1] * len(source.labels)
+
+
 def test_two_data_sets_do_not_get_into_one_folder(folder, tmp_path):
     output = tmp_path / "packed"
     pack(folder_stream(folder), output)

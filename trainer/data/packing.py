@@ -91,12 +91,15 @@ def pack(
             path = output / packed.shard_name(number, num_shards)
             bad_path = pathlib.Path(packed.left_out_path(str(path)))
             if not (path.exists() and bad_path.exists()):
-                _write_shard(source, path, range(start, end), as_samples)
+                _write_shard(
+                    source, path, range(start, end), as_samples, progress
+                )
                 num_written += 1
+            else:
+                progress.update(end - start)
             for name, reason in json.loads(bad_path.read_bytes()).items():
                 source.quarantine.add(name, reason)
             num_images += len(np.load(packed.list_path(str(path))))
-            progress.update(end - start)
     try:
         source.quarantine.check(num_images)
     except errors.DataError:
@@ -145,13 +148,14 @@ def _write_shard(
     path: pathlib.Path,
     indices: range,
     as_samples: bool,
+    progress: tqdm.tqdm,
 ) -> None:
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     rows: list[tuple[int, ...]] = []
     bad: dict[str, str] = {}
     try:
         with open(temporary, "xb") as file:
-            for item in _pack_all(source, indices, as_samples, bad):
+            for item in _pack_all(source, indices, as_samples, bad, progress):
                 # What comes before: its number in the shard, and its place.
                 rows.append((len(rows), file.tell(), *item.row))
                 file.write(record_file.frame(item.payload))
@@ -177,6 +181,7 @@ def _pack_all(
     indices: range,
     as_samples: bool,
     bad: dict[str, str],
+    progress: tqdm.tqdm,
 ) -> Iterator[_Packed]:
     def pack_or_reason(index: int) -> _Packed | str:
         try:
@@ -188,6 +193,7 @@ def _pack_all(
         pack_or_reason, indices, remote=source.images.storage.is_remote
     )
     for index, result in zip(indices, results, strict=True):
+        progress.update()
         if isinstance(result, str):
             bad[source.images.storage.name(index)] = result
         else:
