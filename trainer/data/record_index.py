@@ -24,7 +24,7 @@ from trainer.data import images, packed
 from trainer.data.files import FileState
 from trainer.data.record_storage import Place
 
-_VERSION = 2  # Of what is read out of a record, and of the file's layout.
+_VERSION = 3  # Of what is read out of a record, and of the file's layout.
 _PATTERN = "records-*.npz"
 # Some millions of images; and no more data sets than anybody goes back to.
 _MAX_BYTES = 1 << 28
