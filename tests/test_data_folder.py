@@ -217,6 +217,14 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path):
     assert reasons["a/loop"] == "a link to a folder, which is not followed"
 
 
+def test_a_class_that_is_a_link_would_be_missing(tmp_path):
+    write(tmp_path / "root", "a/1.png")
+    write(tmp_path / "elsewhere", "1.png")
+    (tmp_path / "root" / "b").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(errors.DataError, match=r"root/b is a link to a folder"):
+        list_images(tmp_path / "root", max_bad_fraction=0.9)
+
+
 def test_the_root_itself_may_be_a_link(tmp_path):
     write(tmp_path / "real", "1.png")
     (tmp_path / "link").symlink_to(tmp_path / "real")

@@ -285,6 +285,16 @@ def test_packed_files_are_not_scanned_and_anybody_can_read_them(
     np.testing.assert_array_equal(listed.images.crcs, scanned.images.crcs)
 
 
+def test_packed_images_may_be_too_large_for_a_run(folder, tmp_path):
+    output = tmp_path / "packed"
+    pack(folder_stream(folder), output)
+    name = "shard-00000-of-.*, record 0 .*x.* pixels, more than --max_pixels=9"
+    with pytest.raises(errors.DataError, match=name):
+        stream(output / "*.tfrecord", max_pixels=9)
+    with pytest.raises(errors.DataError, match="hold no image"):
+        stream(output / "*.tfrecord", max_pixels=9, max_bad_fraction=1.0)
+
+
 def test_packing_goes_on_where_it_was_stopped(folder, tmp_path, monkeypatch):
     source = folder_stream(folder)
     whole = tmp_path / "whole"

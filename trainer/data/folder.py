@@ -157,6 +157,12 @@ def _walk(directory: str, prefix: str, real_root: str) -> Iterator[_Found]:
             elif entry.is_file(follow_symlinks=False):
                 yield _Found(name)
             elif entry.is_symlink():
+                if not prefix and entry.is_dir() and not _is_ignored(name):
+                    raise errors.DataError(
+                        f"{entry.path} is a link to a folder, and those are not"
+                        " followed: a class would be missing. Put the folder"
+                        " itself there, or remove the link."
+                    )
                 yield _Found(name, _problem_of_link(entry, real_root))
             else:
                 yield _Found(name, "not a file")

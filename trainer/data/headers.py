@@ -92,10 +92,7 @@ def read(start: bytes, file: IO[bytes], *, max_pixels: int) -> Header:
     except Exception as error:
         raise BadImage(f"a {name} file with a damaged header") from error
     width, height = image.size
-    if width * height > max_pixels:
-        raise BadImage(
-            f"{width}x{height} pixels, more than --max_pixels={max_pixels}"
-        )
+    check_size(height, width, max_pixels=max_pixels)
     if width * height == 0:
         raise BadImage(f"{width}x{height} pixels")
     if image.mode == "CMYK":
@@ -117,6 +114,18 @@ def read(start: bytes, file: IO[bytes], *, max_pixels: int) -> Header:
 def read_bytes(content: bytes, *, max_pixels: int) -> Header:
     """Reads the header of an image in memory; see `read`."""
     return read(content[:16], io.BytesIO(content), max_pixels=max_pixels)
+
+
+def check_size(height: int, width: int, *, max_pixels: int) -> None:
+    """Refuses an image with more pixels.
+
+    Raises:
+      BadImage: it has.
+    """
+    if width * height > max_pixels:
+        raise BadImage(
+            f"{width}x{height} pixels, more than --max_pixels={max_pixels}"
+        )
 
 
 def is_named_otherwise(name: str, header: Header) -> bool:

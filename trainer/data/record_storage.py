@@ -37,6 +37,11 @@ class Place(NamedTuple):
     image_bytes: int
 
 
+def name_of(paths: Sequence[str], place: Place) -> str:
+    """Returns an image's name, given the paths of all shards."""
+    return f"{paths[place.shard].rpartition('/')[2]}, record {place.record}"
+
+
 class RecordStorage:
     """Images that are each within a record of a shard."""
 
@@ -52,9 +57,7 @@ class RecordStorage:
         self._open_shards = _OpenShards()
 
     def name(self, index: int) -> str:
-        place = Place(*self._places[index].tolist())
-        shard = self._paths[place.shard].rpartition("/")[2]
-        return f"{shard}, record {place.record}"
+        return name_of(self._paths, Place(*self._places[index].tolist()))
 
     def read(self, index: int) -> bytes:
         place = Place(*self._places[index].tolist())

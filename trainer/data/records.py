@@ -8,6 +8,7 @@ read in any order, which is what a shuffle is made of.
 from trainer import errors
 from trainer.data import (
     files,
+    headers,
     images,
     packed,
     record_scan,
@@ -52,17 +53,37 @@ def list_images(
             " quotes, or --data_dir."
         )
     if packed.is_packed(paths):
-        entries, class_names = packed.read_lists(paths)
-        quarantine = Quarantine(wanted.max_bad_fraction)
-        quarantine.check(len(entries))
-        image_list = record_storage.make_list(
-            paths,
-            [images.Entry(Place(*place), *rest) for place, *rest in entries],
-            class_names=class_names,
-            quarantine=quarantine,
-        )
-        images.warn_of_empty_classes(image_list)
-        return image_list
+        return _list_packed(paths, wanted)
     return record_scan.scan_shards(
         [record_shard.Shard(path) for path in paths], wanted=wanted
     )
+
+
+def _list_packed(paths: list[str], wanted: Wanted) -> images.ImageList:
+    """Reads the lists that `prepare` wrote beside its shards."""
+    rows, class_names = packed.read_lists(paths)
+    quarantine = Quarantine(wanted.max_bad_fraction)
+    entries = []
+    for place, *rest in rows:
+        entry = images.Entry(Place(*place), *rest)
+        header = entry.header
+        try:
+            headers.check_size(
+                header.height, header.width, max_pixels=wanted.max_pixels
+            )
+        except headers.BadImage as reason:
+            name = record_storage.name_of(paths, entry.place)
+            quarantine.add(name, str(reason))
+        else:
+            entries.append(entry)
+    quarantine.check(len(entries))
+    if not entries:
+        raise errors.DataError(
+            f"{paths[0]} and the like hold no image that can be used."
+            f" {quarantine.summary()}"
+        )
+    image_list = record_storage.make_list(
+        paths, entries, class_names=class_names, quarantine=quarantine
+    )
+    images.warn_of_empty_classes(image_list)
+    return image_list
