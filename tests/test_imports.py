@@ -70,7 +70,8 @@ _ALLOWED = {
     "stored_run": _EVERYTHING,
     # The command line and what a run is.
     "command_line": {"errors", "options"},
-    "config": {"errors", "options"},
+    "config": {"config_rules", "options"},
+    "config_rules": {"errors"},
     "options": {"errors"},
     "bad_files": {
         "atomic_file",
@@ -480,6 +481,7 @@ _WITHOUT_TENSORFLOW = {
     "cluster",
     "command_line",
     "config",
+    "config_rules",
     "data",
     "data.array_dataset",
     "data.cifar10",

@@ -1,8 +1,10 @@
-"""Every hyperparameter, declared once, and the rules that values must obey.
+"""Every hyperparameter, declared once, with the values that it may have.
 
 The flags, `--help`, `config.json` and what may change when a run resumes are
-all derived from the fields of `Config`. To add a hyperparameter, add a field:
-`_fixed` if its value decides which weights come out, else `_free`.
+all derived from the fields of `Config`, a table that is as long as there are
+hyperparameters. To add one, add a field: `_fixed` if its value decides which
+weights come out, else `_free`. Which values cannot come together is said in
+`trainer.config_rules`.
 
 This module imports no TensorFlow, so a typo in a flag is answered at once.
 """
@@ -15,7 +17,7 @@ import os
 import re
 from typing import Any
 
-from trainer import errors, options
+from trainer import config_rules, options
 
 # The tables `data.ARRAYS`, `data.SOURCES`, `geometry.RESIZERS`, `models.MODELS`
 # and those of the training import much; the names are repeated here, and a test
@@ -651,136 +653,42 @@ class Config:
         """
         options.check_values(Config, vars(self))
         config = self.resolve()
-        if "://" in str(config.workdir) and config.bucket is None:
-            raise errors.UsageError(
-                f"--workdir={config.workdir} is neither a directory nor"
-                " gs://bucket/prefix, with a bucket of 3 or more small letters,"
-                " digits, '.', '-' and '_'. Name one of these."
-            )
-        if config.local_dir and config.bucket is None:
-            raise errors.UsageError(
-                f"--local_dir={config.local_dir} has no use:"
-                f" --workdir={config.workdir} is local already. Leave it out."
-            )
-        config._check_evaluation()
-        try:
-            str(config.workdir).encode()
-        except UnicodeEncodeError as error:
-            raise errors.UsageError(
-                f"--workdir={config.workdir!r} is not valid UTF-8, which the"
-                " files of a run are named in. Choose another."
-            ) from error
-        if config.dataset == "digits" and config.data_dir:
-            raise errors.UsageError(
-                f"--data_dir={config.data_dir} has no use: --dataset=digits is"
-                " embedded. Leave --data_dir out, or choose another --dataset."
-            )
-        if config.jit_compile == "on" and config.sync_batch_norm:
-            raise errors.UsageError(
-                "--jit_compile=on cannot be combined with --sync_batch_norm:"
-                " a compiled computation cannot speak to the other replicas."
-                " Leave either out."
-            )
-        config._check_shares()
-        config._check_optimization()
-        config._check_objective()
-
-    def _check_evaluation(self) -> None:
-        """Refuses a rollback that cannot come, or cannot be done."""
-        if self.on_collapse != "rollback":
-            return
-        if not self.evaluate_every_epochs:
-            raise errors.UsageError(
-                "--on_collapse=rollback needs --evaluate_every_epochs: without"
-                " evaluations, no collapse is noticed. Give it, or leave"
-                " --on_collapse out."
-            )
-        if self.bucket:
-            raise errors.UsageError(
-                f"--on_collapse=rollback cannot be combined with"
-                f" --workdir={self.workdir}: checkpoints in a bucket are not"
-                " taken back. Choose a directory, or --on_collapse=warn."
-            )
-
-    def _check_shares(self) -> None:
-        """Refuses replicas that idle and a batch that they cannot share."""
-        replicas = self.num_logical_cpus
-        if self.strategy != "mirrored" and replicas > 1:
-            raise errors.UsageError(
-                f"--num_logical_cpus={replicas} needs --strategy=mirrored:"
-                f" --strategy={self.strategy} would use one of them and leave"
-                " the rest idle. Change either."
-            )
-        for name in ("gradient_accumulation_steps", "num_logical_cpus"):
-            divisor = max(getattr(self, name), 1)
-            if remainder := self.global_batch_size % divisor:
-                raise errors.UsageError(
-                    f"--batch_size={self.global_batch_size} does not divide by"
-                    f" --{name}={divisor}: {remainder} would be left over, and"
-                    " all shares are equal. Change either."
-                )
-
-    def _check_optimization(self) -> None:
-        """Refuses settings that nothing would use, or that miss another."""
-        if self.optimizer != "adam":
-            self._refuse(
-                ("g_beta_1", "d_beta_1", "beta_2"),
-                f"--optimizer={self.optimizer} has no such moments",
-            )
-        if self.learning_rate_schedule == "constant":
-            self._refuse(
-                ("learning_rate_decay_steps", "learning_rate_final_factor"),
-                "--learning_rate_schedule=constant does not decay",
-            )
-        elif self.learning_rate_decay_steps is None:
-            raise errors.UsageError(
-                f"--learning_rate_schedule={self.learning_rate_schedule} needs"
-                " --learning_rate_decay_steps: it cannot follow --epochs, which"
-                " may be raised. Give it, for example the steps of all epochs."
-            )
-
-    def _check_objective(self) -> None:
-        """Refuses settings of the objective that nothing would use."""
-        if self.penalty == "none":
-            self._refuse(
-                ("penalty_weight", "penalty_every_steps"),
-                "--penalty=none has no weight",
-            )
-        self._check_augmentation()
-
-    def _check_augmentation(self) -> None:
-        """Refuses settings that nothing would use, and signs without sense."""
-        adaptive = ("augment_target", "augment_speed_images")
-        if self.augment == "none":
-            self._refuse(
-                ("augment_probability", *adaptive),
-                "--augment=none changes nothing",
-            )
-        if self.augment_target is None:
-            self._refuse(adaptive, "without --augment_target, nothing adapts")
-            return
-        self._refuse(
-            ("augment_probability",),
-            f"--augment_target={self.augment_target} adapts it",
+        workdir, is_bucket = str(config.workdir), config.bucket is not None
+        changed = options.changed_values(Config, vars(config))
+        config_rules.check_place(
+            workdir, local_dir=config.local_dir, is_bucket=is_bucket
         )
-        if self.loss not in LOSSES_WITH_A_ZERO:
-            raise errors.UsageError(
-                f"--augment_target={self.augment_target} cannot be combined"
-                f" with --loss={self.loss}: the sign of its logits does not"
-                " tell real from generated images. Give a fixed"
-                " --augment_probability instead, or take one of"
-                f" --loss={{{','.join(LOSSES_WITH_A_ZERO)}}}."
-            )
-
-    def _refuse(self, names: tuple[str, ...], reason: str) -> None:
-        """Refuses what differs from its default, for nothing would use it."""
-        for field, _ in options.fields(Config):
-            value = getattr(self, field.name)
-            if field.name in names and value != field.default:
-                raise errors.UsageError(
-                    f"--{field.name}={value} has no use: {reason}. Leave it"
-                    " out, or change the other."
-                )
+        config_rules.check_collapse(
+            config.on_collapse,
+            evaluate_every_epochs=config.evaluate_every_epochs,
+            workdir=workdir,
+            is_bucket=is_bucket,
+        )
+        config_rules.check_encoding(workdir)
+        config_rules.check_data_dir(config.data_dir, dataset=config.dataset)
+        config_rules.check_compilation(
+            config.jit_compile, sync_batch_norm=config.sync_batch_norm
+        )
+        config_rules.check_shares(
+            config.global_batch_size,
+            strategy=config.strategy,
+            num_logical_cpus=config.num_logical_cpus,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+        )
+        config_rules.check_optimizer(config.optimizer, changed=changed)
+        config_rules.check_learning_rates(
+            config.learning_rate_schedule,
+            decay_steps=config.learning_rate_decay_steps,
+            changed=changed,
+        )
+        config_rules.check_penalty(config.penalty, changed=changed)
+        config_rules.check_augmentation(
+            config.augment,
+            target=config.augment_target,
+            loss=config.loss,
+            losses_with_a_zero=LOSSES_WITH_A_ZERO,
+            changed=changed,
+        )
 
     def to_json(self) -> str:
         """Returns the config as the text of `config.json`."""
@@ -797,12 +705,7 @@ class Config:
         Defaults do not count, so that a field which is added later, and whose
         default is what was done before, fits the checkpoints of older runs.
         """
-        defaults = {f.name: f.default for f, _ in options.fields(Config)}
-        changed = {
-            name: value
-            for name, value in _fixed_values(self).items()
-            if value != defaults[name]
-        }
+        changed = options.changed_values(Config, _fixed_values(self))
         text = json.dumps(changed, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -96,6 +96,17 @@ def check_values(config_type: type, values: Mapping[str, Any]) -> None:
             raise _illegal(field, option, value)
 
 
+def changed_values(
+    config_type: type, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns those of `values` that are not their fields' defaults."""
+    return {
+        field.name: values[field.name]
+        for field, _ in fields(config_type)
+        if field.name in values and values[field.name] != field.default
+    }
+
+
 def define_flags(
     config_type: type, flag_values: flags.FlagValues = flags.FLAGS
 ) -> None:
