@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from tests import stored_runs, tiny
 from trainer import (
-    assembly,
     data,
     errors,
     evaluate,
@@ -22,6 +21,7 @@ from trainer import (
     randomness,
     samples,
 )
+from trainer.assembly import datasets
 from trainer.config import Config
 from trainer.data.array_dataset import ArrayDataset
 from trainer.data.dataset import examples_of
@@ -378,8 +378,8 @@ def test_data_of_one_class_are_refused(monkeypatch):
     )
     monkeypatch.setitem(data.ARRAYS, "digits", lambda **_: one)
     with pytest.raises(errors.UsageError, match="--conditional needs.*digits"):
-        assembly.load_data(Config(conditional=True))
-    assert assembly.load_data(Config()) is one
+        datasets.load_data(Config(conditional=True))
+    assert datasets.load_data(Config()) is one
 
 
 def test_other_classes_in_other_data_are_refused():
@@ -391,7 +391,7 @@ def test_other_classes_in_other_data_are_refused():
         )
 
     config = Config(conditional=True, split="test")
-    check = assembly.check_same_classes
+    check = datasets.check_same_classes
     check(config, dataset("cat", "dog"), dataset("cat", "dog"))
     # A folder without cats counts from the dogs.
     with pytest.raises(errors.DataError, match="digits test has other classes"):

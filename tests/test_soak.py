@@ -11,7 +11,8 @@ import pytest
 
 from tests import runs, tiny
 from tests.benchmarks import bucket_server
-from trainer import assembly, models, train
+from trainer import models, train
+from trainer.assembly import steps
 from trainer.config import Config
 from trainer.heartbeat import Heartbeat
 from trainer.outputs import Outputs
@@ -97,9 +98,9 @@ def test_saves_leave_nothing_behind(
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     networks = models.Model(tiny.build_generator, tiny.build_discriminator)
     monkeypatch.setitem(models.MODELS, "dcgan28", networks)
-    make_schedule = assembly.make_schedule
+    make_schedule = steps.make_schedule
     monkeypatch.setattr(
-        assembly,
+        steps,
         "make_schedule",
         lambda *args: dataclasses.replace(
             make_schedule(*args), steps_per_epoch=1

@@ -19,7 +19,6 @@ import tensorflow as tf
 from tests import runs, tiny
 from trainer import (
     adversarial,
-    assembly,
     background,
     checkpoint,
     data,
@@ -31,6 +30,7 @@ from trainer import (
     train,
     train_step,
 )
+from trainer.assembly import networks
 from trainer.config import Config
 from trainer.heartbeat import Heartbeat
 from trainer.storage.local import LocalStore
@@ -338,7 +338,7 @@ def test_a_finished_run_does_nothing(
 ) -> None:
     assert _run(tmp_path, epochs=1) == 0
     before = runs.files(tmp_path, "**/*")
-    monkeypatch.setattr(assembly, "build_state", None)  # Builds no networks.
+    monkeypatch.setattr(networks, "build_state", None)  # Builds no networks.
     with caplog.at_level("INFO"):
         assert _run(tmp_path, epochs=1) == 0
     assert "Finished: 1 epoch, 7 steps" in caplog.text

@@ -8,7 +8,8 @@ import PIL.Image
 import pytest
 
 from tests import image_files, runs
-from trainer import assembly, errors, train
+from trainer import errors, train
+from trainer.assembly import datasets
 from trainer.config import Config
 from trainer.heartbeat import Heartbeat
 
@@ -164,7 +165,7 @@ def test_split_and_max_pixels_arrive_at_the_data(folder, tmp_path):
         max_pixels=2000,
         max_bad_fraction=0.5,
     )
-    dataset = assembly.load_data(config.resolve())
+    dataset = datasets.load_data(config.resolve())
     assert len(dataset.labels) == 6
     [(name, reason)] = dataset.quarantine.reasons.items()
     assert name == "cat/large.png" and "--max_pixels" in reason

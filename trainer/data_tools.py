@@ -132,12 +132,13 @@ def _check_picture(picture: Path) -> None:
 def _inspect(data_config: config.Config, picture: Path) -> int:
     _check_picture(picture)
     # Here, because the imports take seconds.
-    from trainer import assembly, data
+    from trainer import data
+    from trainer.assembly import datasets
     from trainer.data import inspection
 
     # All that is wrong is wanted, however much it is.
     wanted = dataclasses.replace(
-        assembly.wanted_data(data_config), max_bad_fraction=1.0
+        datasets.wanted_data(data_config), max_bad_fraction=1.0
     )
     name, data_dir = data_config.dataset, data_config.data_dir
     _print([("data set", name)])
@@ -197,7 +198,8 @@ def _prepare(data_config: config.Config, given: _Prepare) -> int:
         raise errors.UsageError(
             "--output is missing: the folder to write the shards to."
         )
-    from trainer import assembly, data
+    from trainer import data
+    from trainer.assembly import datasets
     from trainer.data import files, packing
 
     if files.is_remote(given.output):
@@ -211,7 +213,7 @@ def _prepare(data_config: config.Config, given: _Prepare) -> int:
             f"--dataset={data_config.dataset} is in memory at once anyway."
             " Prepare a folder:, tfrecord: or tfds: data set."
         )
-    wanted = assembly.wanted_data(data_config)
+    wanted = datasets.wanted_data(data_config)
     images = data.list_images(
         data_config.dataset, data_dir=data_config.data_dir, wanted=wanted
     )

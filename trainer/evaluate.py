@@ -129,7 +129,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _make_evaluator(given: Flags, run: "StoredRun") -> "Evaluator":
-    from trainer import assembly
+    from trainer.assembly import datasets
     from trainer.evaluation import extractors
     from trainer.evaluation import metrics as metrics_lib
     from trainer.evaluation.evaluator import Evaluator
@@ -139,10 +139,10 @@ def _make_evaluator(given: Flags, run: "StoredRun") -> "Evaluator":
     config = dataclasses.replace(
         run.config, data_dir=given.data_dir or run.config.data_dir
     )
-    trained_on = assembly.load_data(config)
+    trained_on = datasets.load_data(config)
     extractor = extractors.make(
         trained_on,
-        preparation=assembly.preparation(config),
+        preparation=datasets.preparation(config),
         inception_weights=given.inception_weights,
         cache_dir=given.cache_dir,
     )
@@ -150,12 +150,12 @@ def _make_evaluator(given: Flags, run: "StoredRun") -> "Evaluator":
     dataset = trained_on
     if given.split is not None and given.split != config.split:
         config = dataclasses.replace(config, split=given.split)
-        dataset = assembly.load_data(config)
-        assembly.check_same_classes(config, trained_on, dataset)
+        dataset = datasets.load_data(config)
+        datasets.check_same_classes(config, trained_on, dataset)
     return Evaluator(
         extractor,
         dataset=dataset,
-        split=assembly.split_name(config),
+        split=datasets.split_name(config),
         num_samples=given.num_samples,
         metric_names=names,
         seed=run.config.seed if given.seed is None else given.seed,

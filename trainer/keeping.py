@@ -11,7 +11,8 @@ from typing import Any
 
 from absl import logging
 
-from trainer import assembly, preflight
+from trainer import preflight
+from trainer.assembly import datasets, results
 from trainer.background import BackgroundSaver
 from trainer.checkpoint import Checkpointer
 from trainer.finiteness import FiniteCheck
@@ -112,13 +113,13 @@ def open_keeper(
     config, schedule, mirror = plan.config, plan.schedule, plan.mirror
     checkpointer = _restore(plan, state)
     with (
-        assembly.open_outputs(
+        results.open_outputs(
             config,
             plan.directory,
             schedule,
             state,
             plan.first_step,
-            num_classes=assembly.conditional_classes(config, plan.dataset),
+            num_classes=datasets.conditional_classes(config, plan.dataset),
         ) as outputs,
         BackgroundSaver(
             checkpointer,
@@ -138,7 +139,7 @@ def open_keeper(
             )
         quality: Quality | None = None
         if config.evaluate_every_epochs:
-            quality = assembly.make_quality(
+            quality = results.make_quality(
                 config,
                 plan.dataset,
                 state,

@@ -9,13 +9,13 @@ from typing import Any
 from absl import logging
 
 from trainer import (
-    assembly,
     bad_files,
     distribution,
     errors,
     messages,
     run_directory,
 )
+from trainer.assembly import datasets, mirroring, steps
 from trainer.config import Config
 from trainer.data.dataset import Dataset, num_classes
 from trainer.data.quarantine import told_at_the_end
@@ -92,11 +92,11 @@ def make_plan(
     if team.is_chief and not config.bucket:
         run_directory.check(config)  # That of a run in a bucket has to come.
     team.share(0)  # Or the others would learn of an error after their loading.
-    dataset = assembly.load_data(config)
+    dataset = datasets.load_data(config)
     stack.enter_context(told_at_the_end(dataset.quarantine))
     data_digest = dataset.digest()  # Reads all of the data: once is enough.
     team.check_same_data(data_digest)
-    schedule = assembly.make_schedule(config, team.strategy, dataset)
+    schedule = steps.make_schedule(config, team.strategy, dataset)
     logging.info(
         messages.batch_arithmetic(
             dataset=config.dataset,
@@ -115,7 +115,7 @@ def make_plan(
         stack.enter_context(run_directory.claim(directory.root))
         if config.bucket:
             mirror = stack.enter_context(
-                assembly.open_mirror(
+                mirroring.open_mirror(
                     config, directory, store, schedule, attempt, interruption
                 )
             )

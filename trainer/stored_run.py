@@ -12,7 +12,8 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from trainer import assembly, distribution, errors
+from trainer import distribution, errors
+from trainer.assembly import datasets, networks
 from trainer.config import Config
 from trainer.run_directory import RunDirectory
 from trainer.storage import CheckpointStore, finder
@@ -61,8 +62,8 @@ class StoredRun:
         """
         shape = self.checkpoint.host_state.get("sample_shape")
         if shape is None:
-            shape = assembly.load_data(self.config).sample_shape
-        generator = assembly.build_generator(
+            shape = datasets.load_data(self.config).sample_shape
+        generator = networks.build_generator(
             self.config,
             tuple(shape),
             num_classes=self.num_classes if self.config.conditional else None,

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from absl import logging
 
 from trainer import (
-    assembly,
     divergence,
     errors,
     keeping,
@@ -15,6 +14,7 @@ from trainer import (
     plans,
     report,
 )
+from trainer.assembly import datasets, networks, steps, team_start
 from trainer.config import Config
 from trainer.data import patience
 from trainer.heartbeat import Heartbeat
@@ -46,7 +46,7 @@ def run(config: Config, heartbeat: Heartbeat) -> int:
         Interruption() as interruption,
         patience.stoppable(lambda: interruption.exit_code),
     ):
-        team = assembly.start_team(config, interruption)
+        team = team_start.start_team(config, interruption)
         # Entered first, the team ends last: the others wait for the chief.
         with team:
             with contextlib.ExitStack() as stack:
@@ -95,11 +95,11 @@ def _go_on(plan: Plan, interruption: Interruption, heartbeat: Heartbeat) -> int:
     # While the chief draws and saves, the others wait for it in one piece.
     patience_secs = config.stall_timeout_secs * (1 if team.is_chief else 3)
     with Watchdog(stall_timeout_secs=patience_secs) as watchdog:
-        state = assembly.build_state(
+        state = networks.build_state(
             config,
             team.strategy,
             plan.dataset.sample_shape,
-            num_classes=assembly.conditional_classes(config, plan.dataset),
+            num_classes=datasets.conditional_classes(config, plan.dataset),
             num_rollbacks=plan.num_rollbacks,
         )
 
@@ -109,7 +109,7 @@ def _go_on(plan: Plan, interruption: Interruption, heartbeat: Heartbeat) -> int:
 
         with keeping.open_keeper(plan, state, watchdog, on_progress) as keeper:
             team.take_over_from_chief(state.variables)
-            train_step = assembly.build_step(
+            train_step = steps.build_step(
                 config,
                 team,
                 plan.dataset,
@@ -117,7 +117,7 @@ def _go_on(plan: Plan, interruption: Interruption, heartbeat: Heartbeat) -> int:
                 first_step=plan.first_step,
                 num_rollbacks=plan.num_rollbacks,
             )
-            keeper.outputs.show_real(assembly.real_images(config, plan.dataset))
+            keeper.outputs.show_real(datasets.real_images(config, plan.dataset))
             return _train(
                 train_step,
                 schedule=plan.schedule,

@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from tests.benchmarks import command, ours
 from tests.benchmarks.turns import Group
-from trainer import assembly, optimizers
+from trainer import optimizers
+from trainer.assembly import networks
 
 # An update takes so much less than a step.
 _STEPS_FACTOR = 10
@@ -40,17 +41,17 @@ def loop(*, kind: str, **settings: object) -> Callable[[int], None]:
     """
     config = ours.configure(**settings)
     strategy = ours.start_devices(config)
-    state = assembly.build_state(config, strategy)
-    networks = [
+    state = networks.build_state(config, strategy)
+    both = [
         [v.value for v in network.trainable_variables]
         for network in (state.generator, state.discriminator)
     ]
     with strategy.scope():
-        updates = [_KINDS[kind](variables) for variables in networks]
+        updates = [_KINDS[kind](variables) for variables in both]
         # Variables: what follows from constants would be computed only once.
         gradients = [
             [tf.Variable(0.01 * tf.ones(v.shape)) for v in variables]
-            for variables in networks
+            for variables in both
         ]
 
     def update_replica() -> None:
@@ -66,7 +67,7 @@ def loop(*, kind: str, **settings: object) -> Callable[[int], None]:
 
     def run(num_updates: int) -> None:
         run_updates(tf.constant(num_updates))
-        for variables in networks:
+        for variables in both:
             variables[-1].numpy()  # Waits for the GPU.
 
     return run

@@ -13,7 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer import assembly, checkpoint, distribution, train
+from trainer import checkpoint, distribution, train
+from trainer.assembly import datasets, networks, results, steps
 from trainer.config import Config
 from trainer.run_directory import RunDirectory
 from trainer.storage.local import LocalStore
@@ -82,21 +83,21 @@ def run_of_nothing(**settings: Any) -> Callable[[int], None]:
     config = configure(**settings)
     strategy = start_devices(config)
     team = Team(strategy)
-    dataset = assembly.load_data(config)
-    state = assembly.build_state(config, strategy, dataset.sample_shape)
-    step = assembly.build_step(config, team, dataset, state)
+    dataset = datasets.load_data(config)
+    state = networks.build_state(config, strategy, dataset.sample_shape)
+    step = steps.build_step(config, team, dataset, state)
     make_idle(step)
     replace_batches(
         step, tf.data.Dataset.from_tensors(next(step._batches)).repeat()
     )
     schedule = dataclasses.replace(
-        assembly.make_schedule(config, strategy, dataset),
+        steps.make_schedule(config, strategy, dataset),
         epochs=10**6,
         sample_every_epochs=10**6,
         checkpoint_every_epochs=10**6,
     )
     directory = RunDirectory(Path(tempfile.mkdtemp()))
-    outputs = assembly.open_outputs(config, directory, schedule, state, 0)
+    outputs = results.open_outputs(config, directory, schedule, state, 0)
     done = 0
 
     def run(num_steps: int) -> None:
@@ -118,8 +119,8 @@ def checkpoint_save(**settings: Any) -> Callable[[int], None]:
     """Returns what saves the state some times; the newest are kept."""
     config = configure(**settings)
     strategy = start_devices(config)
-    dataset = assembly.load_data(config)
-    state = assembly.build_state(config, strategy, dataset.sample_shape)
+    dataset = datasets.load_data(config)
+    state = networks.build_state(config, strategy, dataset.sample_shape)
     checkpointer = checkpoint.Checkpointer(
         objects=state.as_checkpoint(),
         store=LocalStore(Path(tempfile.mkdtemp())),
@@ -169,9 +170,9 @@ def start_devices(config: Config) -> tf.distribute.Strategy:
 def build_step(config: Config) -> TrainStep:
     """Starts TensorFlow; returns the train step, not yet traced."""
     strategy = start_devices(config)
-    dataset = assembly.load_data(config)
-    state = assembly.build_state(config, strategy, dataset.sample_shape)
-    return assembly.build_step(config, Team(strategy), dataset, state)
+    dataset = datasets.load_data(config)
+    state = networks.build_state(config, strategy, dataset.sample_shape)
+    return steps.build_step(config, Team(strategy), dataset, state)
 
 
 def in_loops(config: Config, step: TrainStep) -> Callable[[int], None]:

@@ -25,7 +25,8 @@ import tensorflow as tf
 from absl import flags
 
 from tests.benchmarks import bucket_server, command, turns
-from trainer import assembly, train
+from trainer import train
+from trainer.assembly import networks, steps
 from trainer.background import BackgroundSaver
 from trainer.config import Config
 from trainer.heartbeat import Heartbeat
@@ -62,7 +63,7 @@ class _Watch:
         """Looks at the parts of every run while this is entered."""
         with contextlib.ExitStack() as stack:
             for owner, name, watched in (
-                (assembly, "build_state", self._build_state),
+                (networks, "build_state", self._build_state),
                 (Outputs, "flush", self._flush),
                 (BackgroundSaver, "save", self._save),
                 (LocalStore, "commit", self._commit("here")),
@@ -132,7 +133,7 @@ def _measure(config: Config) -> dict[str, list[float]]:
     """Trains, and returns the seconds of each save."""
     root = Path(config.local_root)
     watch = _Watch(root.with_name("theirs"), config.keep_checkpoints)
-    make_schedule = assembly.make_schedule
+    make_schedule = steps.make_schedule
 
     def make_short_epochs(*args: Any) -> Any:
         return dataclasses.replace(
@@ -142,7 +143,7 @@ def _measure(config: Config) -> dict[str, list[float]]:
     pause = {"seconds_between_file_uploads": _SECS_BETWEEN_ROUNDS}
     with (
         watch.watching(),
-        mock.patch.object(assembly, "make_schedule", make_short_epochs),
+        mock.patch.object(steps, "make_schedule", make_short_epochs),
         mock.patch.dict(Mirror.__init__.__kwdefaults__, pause),
         Heartbeat(stall_timeout_secs=config.stall_timeout_secs) as heartbeat,
     ):

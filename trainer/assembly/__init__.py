@@ -1,0 +1,1 @@
+"""Makes the parts of a run from its config, which they never see themselves."""
