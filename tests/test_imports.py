@@ -160,13 +160,20 @@ _ALLOWED = {
     # Training.
     "train_state": {"adaptive_probability", "loss_scale", "optimizers"},
     "train_step": {
+        "accumulation",
         "adversarial",
         "ema",
-        "generation",
         "learning_rates",
         "network",
-        "pixels",
         "regularizer",
+        "train_state",
+        "updates",
+    },
+    "accumulation": {
+        "adversarial",
+        "generation",
+        "network",
+        "pixels",
         "train_state",
         "updates",
     },

@@ -1,9 +1,10 @@
 """One training step on every replica, and the compiled loop around it.
 
-Each replica computes its contribution (`trainer.adversarial`). Whatever must be
-the same on all replicas (gradients, moving statistics, metrics) is then summed
-over them in one packed reduction, and every replica draws the same conclusion
-from the sums and applies the same update to its own copy of the variables.
+Each replica computes its contribution (`trainer.adversarial`), perhaps in parts
+(`trainer.accumulation`). Whatever must be the same on all replicas (gradients,
+moving statistics, metrics) is then summed over them in one packed reduction,
+and every replica draws the same conclusion from the sums and applies the same
+update to its own copy of the variables.
 
 Networks with classes get the labels of the real examples, and the generator
 makes as many of each class. So fakes have the classes of the data in their
@@ -18,10 +19,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer import pixels
+from trainer.accumulation import Accumulation
 from trainer.adversarial import MEAN_NAMES, AdversarialRound, Contribution
 from trainer.ema import Ema
-from trainer.generation import takes_labels
 from trainer.learning_rates import LearningRateFactor
 from trainer.network import Network
 from trainer.regularizer import Regularizer
@@ -98,7 +98,6 @@ class TrainStep:
         self._strategy = strategy
         self._batches = iter(batches)
         self._num_discriminator_steps = num_discriminator_steps
-        self._num_accumulation_steps = num_accumulation_steps
         self._ema = ema
         self._rate_factor = learning_rate_factor
         self._global_batch_size = global_batch_size
@@ -118,9 +117,14 @@ class TrainStep:
         self._regularizer = regularizer
         if regularizer:
             regularizer.check(state.discriminator)
-        self._compute = self._compute_contribution
-        if jit_compile:
-            self._compute = tf.function(self._compute, jit_compile=True)
+        self._accumulation = Accumulation(
+            state,
+            self._round,
+            num_replicas=strategy.num_replicas_in_sync,
+            num_discriminator_steps=num_discriminator_steps,
+            num_parts=num_accumulation_steps,
+            jit_compile=jit_compile,
+        )
         self._run_steps = tf.function(self._trace_steps)
         self._metric_names: Sequence[str] = (
             *self._round.mean_names,
@@ -219,7 +223,7 @@ class TrainStep:
         d_update = state.global_step * self._num_discriminator_steps + index
         sums = _sum_over_replicas(
             replica,
-            self._contribution(
+            self._accumulation.contribution(
                 generator,
                 discriminator,
                 batch,
@@ -254,7 +258,21 @@ class TrainStep:
         )
         means = self._remember_penalty(sums.means, d_update)
         self._adapt_augmentation(means)
-        metrics = [means, [g_norm, d_norm]]
+        return self._metrics(
+            means, [g_norm, d_norm], scales, rate_factor, augment_probability
+        )
+
+    def _metrics(
+        self,
+        means: tf.Tensor,
+        norms: list[tf.Tensor],
+        scales: list[tf.Tensor],
+        rate_factor: tf.Tensor | float,
+        augment_probability: tf.Tensor | float | None,
+    ) -> tf.Tensor:
+        """Returns the values of `_metric_names`, a vector."""
+        state = self._state
+        metrics = [means, norms]
         if state.g_loss_scale and state.d_loss_scale:
             skipped = [
                 state.g_loss_scale.num_skipped,
@@ -298,79 +316,6 @@ class TrainStep:
         is_new &= tf.math.is_finite(means[-1])
         penalty.assign(tf.where(is_new, means[-1], penalty))
         return tf.concat([means[:-1], [penalty]], axis=0)
-
-    def _contribution(
-        self,
-        generator: Network,
-        discriminator: Network,
-        batch: dict[str, tf.Tensor],
-        replica_id: tf.Tensor,
-        round_index: int,
-        *,
-        d_update: tf.Tensor,
-        trains_generator: bool,
-        augment_probability: tf.Tensor | float | None,
-    ) -> Contribution:
-        """Computes this replica's contribution to a round, part by part."""
-        state = self._state
-        real = batch["sample"]
-        num_replicas = self._strategy.num_replicas_in_sync
-        num_parts = self._num_accumulation_steps
-        part_size = real.shape[0] // (self._num_discriminator_steps * num_parts)
-
-        def compute_part(index: int, after: list[tf.Tensor]) -> Contribution:
-            first = index * part_size
-            with tf.control_dependencies(after):
-                step = tf.identity(state.global_step)
-                part_real = tf.identity(real[first : first + part_size])
-                labels = None
-                if takes_labels(state.generator):
-                    labels = batch["label"][first : first + part_size]
-            return self._compute(
-                generator.weights,
-                generator.buffers,
-                discriminator.weights,
-                discriminator.buffers,
-                labels=labels,
-                real=part_real,
-                step=step,
-                d_update=d_update,
-                # A part is the same piece of the step's examples for any number
-                # of replicas; the data come in that order.
-                first_position=(index * num_replicas + replica_id) * part_size,
-                g_scale=scale_of(state.g_loss_scale),
-                d_scale=scale_of(state.d_loss_scale),
-                trains_generator=trains_generator,
-                augment_probability=augment_probability,
-            )
-
-        # The first part waits for its data, or the generator would occupy the
-        # cores and that would be measured as waiting; the others for the sum of
-        # those before, or all would need their memory at once.
-        first_part = round_index * num_parts
-        total = compute_part(first_part, after=[real])
-        for index in range(first_part + 1, first_part + num_parts):
-            part = compute_part(index, after=tf.nest.flatten(total))
-            total = tf.nest.map_structure(tf.add, total, part)
-        return total
-
-    def _compute_contribution(
-        self,
-        g_weights: list[tf.Tensor],
-        g_buffers: list[tf.Tensor],
-        d_weights: list[tf.Tensor],
-        d_buffers: list[tf.Tensor],
-        labels: tf.Tensor | None,
-        real: tf.Tensor,
-        **kwargs: Any,
-    ) -> Contribution:
-        """What XLA may compile: tensors in, tensors out."""
-        return self._round.contribution(
-            Network(self._state.generator, g_weights, g_buffers, labels),
-            Network(self._state.discriminator, d_weights, d_buffers, labels),
-            real=pixels.to_float(real),
-            **kwargs,
-        )
 
 
 def _sum_over_replicas(

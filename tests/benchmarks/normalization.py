@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tests.benchmarks import command, ours
 from tests.benchmarks.turns import Group
-from trainer import data, pixels, train_step
+from trainer import accumulation, data, pixels
 from trainer.config import Config
 from trainer.data import pipeline, stream_options
 from trainer.train_step import TrainStep
@@ -97,7 +97,7 @@ def _as_in_training(batches: tf.data.Dataset) -> tf.data.Dataset:
 
 def _make_real_by(function: Callable[[tf.Tensor], tf.Tensor]) -> None:
     """Has the step, not yet traced, make its real samples in another way."""
-    train_step.pixels = types.SimpleNamespace(to_float=function)
+    accumulation.pixels = types.SimpleNamespace(to_float=function)
 
 
 def _make_groups() -> Iterator[Group]:
