@@ -17,7 +17,7 @@ import tensorflow as tf
 from tests.benchmarks import command, ours
 from tests.benchmarks.turns import Group
 from trainer import optimizers
-from trainer.assembly import networks
+from trainer.assembly import datasets, networks
 
 # An update takes so much less than a step.
 _STEPS_FACTOR = 10
@@ -41,7 +41,8 @@ def loop(*, kind: str, **settings: object) -> Callable[[int], None]:
     """
     config = ours.configure(**settings)
     strategy = ours.start_devices(config)
-    state = networks.build_state(config, strategy)
+    shape = datasets.load_data(config).sample_shape
+    state = networks.build_state(config, strategy, shape)
     both = [
         [v.value for v in network.trainable_variables]
         for network in (state.generator, state.discriminator)
