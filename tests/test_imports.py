@@ -375,6 +375,7 @@ _ALLOWED = {
         "data.record_file",
     },
     "data.records": {
+        "data.headers",
         "data.dataset",
         "data.files",
         "data.images",
