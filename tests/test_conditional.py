@@ -21,6 +21,7 @@ from trainer import (
     randomness,
     samples,
 )
+from trainer.adversarial import AdversarialRound
 from trainer.assembly import datasets
 from trainer.config import Config
 from trainer.data.array_dataset import ArrayDataset
@@ -84,6 +85,27 @@ def test_a_projection_is_its_formula():
     )
 
 
+def test_a_classifier_beside_the_logit_is_its_formula():
+    layer = conditional.AuxiliaryClassifier(3)
+    features = _normal(6, 5)
+    layer(features, labels=_LABELS)
+    kernel, bias, kernels, biases = (
+        w.value.numpy() for w in layer.trainable_variables
+    )
+    scores = np.exp(features @ kernels + biases)
+    shares = scores / scores.sum(axis=1, keepdims=True)
+    expected = np.stack(
+        [
+            (features @ kernel + bias)[:, 0],
+            np.log(shares[np.arange(6), _LABELS]),
+        ],
+        axis=1,
+    )
+    np.testing.assert_allclose(
+        layer(features, labels=_LABELS), expected, rtol=1e-5, atol=1e-6
+    )
+
+
 _SHAPES = {"dcgan28": (28, 28, 1), "dcgan": (32, 32, 3), "gangogh": (32, 32, 3)}
 
 
@@ -117,9 +139,10 @@ def test_the_class_matters_to_both_networks(name):
     assert images.shape == (3, *_SHAPES[name])
     assert np.abs(images[0] - images[1]).max() > 1e-4
     same = np.repeat(images[:1], 3, axis=0)
-    logits = discriminator([same, labels], training=False).numpy()
-    assert logits.shape == (3, 1)
-    assert len(np.unique(logits)) == 3
+    said = discriminator([same, labels], training=False).numpy()
+    # Of an ACGAN, the logit may not depend on the label.
+    assert said.shape == (3, 2 if name == "gangogh" else 1)
+    assert len(np.unique(said[:, -1])) == 3
 
 
 @pytest.mark.parametrize("name", _SHAPES)
@@ -165,7 +188,7 @@ def test_gangogh_has_the_sizes_of_its_authors():
     assert _num_parameters(generator) == dense + kernels + norms + labels
     kernels = 25 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512)
     biases, norms = 64 + 128 + 256 + 512, 2 * (128 + 256 + 512)
-    last = 8192 + 1 + 14 * 8192
+    last = 15 * (8192 + 1)
     assert _num_parameters(discriminator) == kernels + biases + norms + last
 
 
@@ -232,6 +255,105 @@ def test_a_penalty_is_that_of_the_logit_of_the_class():
     )
     slopes = kernel[:, 0] + embedding[_LABELS]
     np.testing.assert_allclose(total, np.sum(slopes**2), rtol=1e-5)
+
+
+def _discriminator_with_classifier():
+    images, labels = keras.Input(tiny.MICRO_SHAPE), conditional.labels_input()
+    features = keras.layers.Dense(6, activation="softplus")(
+        keras.layers.Flatten()(images)
+    )
+    said = conditional.AuxiliaryClassifier(10)(features, labels=labels)
+    return keras.Model([images, labels], said)
+
+
+@pytest.mark.parametrize("settings", _OBJECTIVES)
+def test_with_a_classifier_two_replicas_equal_one(settings):
+    settings = {
+        "num_classes": 10,
+        "state_settings": {"discriminator": _discriminator_with_classifier},
+        **settings,
+    }
+    tiny.assert_alike(
+        tiny.make_micro(1, **settings),
+        tiny.make_micro(2, **settings),
+        num_steps=3,
+    )
+
+
+def test_each_network_is_trained_for_the_classes_of_its_samples():
+    generator, discriminator = (
+        Network.of(build())._replace(labels=tf.constant(_LABELS))
+        for build in (
+            functools.partial(tiny.build_micro_generator, num_classes=10),
+            _discriminator_with_classifier,
+        )
+    )
+    real = tf.constant(_normal(6, *tiny.MICRO_SHAPE))
+    adversarial_round = AdversarialRound(
+        # Nothing but the classes.
+        loss=lambda *, real_logits, fake_logits: (
+            0.0 * fake_logits,
+            0.0 * real_logits,
+        ),
+        latent_dim=tiny.LATENT_DIM,
+        global_batch_size=6,
+        num_parts=1,
+        seed=0,
+        names_classes=True,
+    )
+    made = adversarial_round.contribution(
+        generator,
+        discriminator,
+        real=real,
+        step=tf.constant(0, tf.int64),
+        d_update=tf.constant(0, tf.int64),
+        first_position=tf.constant(0, tf.int64),
+        g_scale=tf.constant(2.0),
+        d_scale=tf.constant(3.0),
+    )
+    latents = randomness.Draws(
+        seed=0, purpose="latents", step=tf.constant(0, tf.int64)
+    ).normal((6, tiny.LATENT_DIM))
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch([generator.weights, discriminator.weights])
+        fake = generator(latents)[0]
+        g_loss, d_loss = (
+            -tf.reduce_mean(discriminator(samples)[0][:, 1])
+            for samples in (fake, real)
+        )
+    for gradients, loss, weights, scale in (
+        (made.g_gradients, g_loss, generator.weights, 2.0),
+        (made.d_gradients, d_loss, discriminator.weights, 3.0),
+    ):
+        expected = tape.gradient(loss, weights, unconnected_gradients="zero")
+        for one, other in zip(gradients, expected, strict=True):
+            np.testing.assert_allclose(one, scale * other, atol=1e-5)
+    means = dict(zip(adversarial_round.mean_names, made.means, strict=True))
+    np.testing.assert_allclose(means["g_class_loss"], g_loss, rtol=1e-5)
+    np.testing.assert_allclose(means["d_class_loss"], d_loss, rtol=1e-5)
+    assert means["g_loss"] == means["d_loss"] == 0.0
+
+
+def test_a_penalty_leaves_the_classes_alone():
+    discriminator = Network.of(_discriminator_with_classifier())
+    regularizer = Regularizer(penalties.PENALTIES["r1"], weight=2.0)
+    _, gradients = regularizer.sum_and_gradients(
+        discriminator._replace(labels=tf.constant(_LABELS)),
+        real=tf.constant(_normal(6, *tiny.MICRO_SHAPE)),
+        fake=tf.zeros([6, *tiny.MICRO_SHAPE]),
+        d_update=tf.constant(0),
+        draws=functools.partial(randomness.Draws, seed=0, step=0),
+        scale=tf.constant(1.0),
+    )
+    moved = {
+        variable.path.split("/")[-2]: bool(np.any(gradient))
+        for variable, gradient in zip(
+            discriminator.model.trainable_variables, gradients, strict=True
+        )
+        if variable.name == "kernel"
+    }
+    assert moved.pop("classifier") is False
+    assert all(moved.values())
 
 
 def test_only_the_classes_of_the_batch_are_learned():

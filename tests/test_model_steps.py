@@ -14,7 +14,7 @@ import tensorflow as tf
 from tests import networks, tiny
 from trainer import adversarial, distribution, losses, penalties
 from trainer.data.array_dataset import ArrayDataset
-from trainer.network import Network
+from trainer.network import Network, names_classes
 from trainer.regularizer import Regularizer
 from trainer.team import Team
 from trainer.train_state import TrainState
@@ -93,6 +93,7 @@ def compute_round(name, loss, penalty, precision="float32"):
         num_parts=1,
         seed=0,
         regularizer=make_regularizer(penalty, state),
+        names_classes=names_classes(state.discriminator),
     )
     real = tf.constant(dataset.samples[:3] / 127.5 - 1.0, tf.float32)
     zero = tf.zeros([], tf.int64)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from trainer import randomness
-from trainer.network import Network
+from trainer.network import Network, logits_of
 from trainer.regularizer import Regularizer
 
 MEAN_NAMES = ("g_loss", "d_loss", "real_probability", "fake_probability")
@@ -56,6 +56,7 @@ class AdversarialRound:
         regularizer: Regularizer | None = None,
         augment: Callable[..., tf.Tensor] | None = None,
         reports_real_sign: bool = False,
+        names_classes: bool = False,
     ) -> None:
         """Fixes what does not change from step to step.
 
@@ -70,6 +71,8 @@ class AdversarialRound:
           augment: of `trainer.augmentations`, what the discriminator sees.
           reports_real_sign: whether the mean sign of the logits of real
             examples is among the means.
+          names_classes: whether the discriminator has a classifier, which both
+            networks are trained for as well.
         """
         self._loss = loss
         self._latent_dim = latent_dim
@@ -79,7 +82,10 @@ class AdversarialRound:
         self._regularizer = regularizer
         self._augment = augment
         self._reports_real_sign = reports_real_sign
+        self._names_classes = names_classes
         self.mean_names: tuple[str, ...] = MEAN_NAMES
+        if names_classes:
+            self.mean_names += ("g_class_loss", "d_class_loss")
         if reports_real_sign:
             self.mean_names += ("real_sign",)
         if regularizer:
@@ -103,9 +109,9 @@ class AdversarialRound:
 
         Args:
           generator: latents [b, latent_dim] -> samples.
-          discriminator: samples -> logits [b, 1]. If the two have labels, those
-            are of the real samples: generated ones are asked for in the same
-            classes.
+          discriminator: samples -> logits [b, 1], or [b, 2] if it also names
+            classes. If the two have labels, those are of the real samples:
+            generated ones are asked for in the same classes.
           real: [b, ...] in [-1, 1].
           step: the global step.
           d_update: the number of updates of the discriminator before this one.
@@ -129,20 +135,30 @@ class AdversarialRound:
         with tf.GradientTape(persistent=True) as tape:
             tape.watch([generator.weights, discriminator.weights])
             fake, g_buffers = self._generate(generator, real.shape[0], draws)
-            real_logits, fake_logits, d_buffers = self._discriminate(
+            real_outputs, fake_outputs, d_buffers = self._discriminate(
                 discriminator,
                 augmentation("real")(real),
                 augmentation("fake")(fake),
                 draws,
             )
+            real_logits = logits_of(real_outputs)
+            fake_logits = logits_of(fake_outputs)
             g_losses, d_losses = self._loss(
                 real_logits=real_logits, fake_logits=fake_logits
             )
             # Divided by the global batch size here and nowhere else.
             g_loss = self._share_of_mean(g_losses)
             d_loss = self._share_of_mean(d_losses)
-            scaled_g_loss = g_loss * g_scale
-            scaled_d_loss = d_loss * d_scale
+            class_losses = []
+            if self._names_classes:
+                # Odena et al. (arXiv:1610.09585), equation 3; each network for
+                # the samples that it can do something about, as in GANGogh.
+                class_losses = [
+                    self._share_of_mean(-outputs[:, 1:])
+                    for outputs in (fake_outputs, real_outputs)
+                ]
+            scaled_g_loss = tf.add_n([g_loss, *class_losses[:1]]) * g_scale
+            scaled_d_loss = tf.add_n([d_loss, *class_losses[1:]]) * d_scale
         d_gradients = tape.gradient(scaled_d_loss, discriminator.weights)
         means = [
             g_loss,
@@ -150,6 +166,7 @@ class AdversarialRound:
             self._share_of_mean(tf.sigmoid(real_logits)),
             self._share_of_mean(tf.sigmoid(fake_logits)),
         ]
+        means += class_losses
         if self._reports_real_sign:
             means.append(self._share_of_mean(tf.sign(real_logits)))
         if self._regularizer:
@@ -214,12 +231,12 @@ class AdversarialRound:
         fake: tf.Tensor,
         draws: Callable[..., randomness.Draws],
     ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-        """Returns real_logits, fake_logits and the new buffers."""
+        """Returns what it says of real, of fake, and the new buffers."""
         with randomness.draw_from(draws(purpose="discriminator on real")):
-            real_logits, d_buffers = discriminator(real)
+            real_outputs, d_buffers = discriminator(real)
         with randomness.draw_from(draws(purpose="discriminator on fake")):
-            fake_logits, d_buffers = discriminator(fake, d_buffers)
-        return real_logits, fake_logits, d_buffers
+            fake_outputs, d_buffers = discriminator(fake, d_buffers)
+        return real_outputs, fake_outputs, d_buffers
 
     def _share_of_mean(self, per_example: tf.Tensor) -> tf.Tensor:
         return tf.reduce_sum(per_example) / self._global_batch_size

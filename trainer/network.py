@@ -6,6 +6,19 @@ import keras
 import tensorflow as tf
 
 
+def names_classes(discriminator: keras.Model) -> bool:
+    """Tells whether it says log p(label | sample) beside each logit."""
+    return discriminator.output_shape[-1] == 2
+
+
+def logits_of(outputs: tf.Tensor) -> tf.Tensor:
+    """Returns the logits [B, 1] of what a discriminator says, [B, 1 or 2]."""
+    if outputs.shape[-1] == 1:
+        return outputs
+    # Not a slice, of which XLA has no second derivative.
+    return tf.reduce_sum(outputs * [1.0, 0.0], axis=1, keepdims=True)
+
+
 class Network(NamedTuple):
     """A model, and what its variables hold on this replica.
 

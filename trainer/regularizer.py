@@ -21,7 +21,7 @@ import keras
 import tensorflow as tf
 
 from trainer import errors, randomness
-from trainer.network import Network
+from trainer.network import Network, logits_of
 from trainer.penalties import Penalty
 
 
@@ -90,7 +90,8 @@ class Regularizer:
         """Computes the penalty of some examples, or zeros if it is not due.
 
         Args:
-          discriminator: samples -> logits [b, 1].
+          discriminator: samples -> logits [b, 1], and perhaps more columns,
+            which are not penalized.
           real: [b, ...].
           fake: [b, ...].
           d_update: the number of updates of the discriminator before this one.
@@ -117,7 +118,9 @@ class Regularizer:
                     draws(purpose="discriminator for penalty")
                 ):
                     per_example = self._penalty.per_example(
-                        lambda samples: discriminator(augment(samples))[0],
+                        lambda samples: logits_of(
+                            discriminator(augment(samples))[0]
+                        ),
                         real=real,
                         fake=fake,
                         draws=draws(purpose="penalty"),

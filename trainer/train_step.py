@@ -23,7 +23,7 @@ from trainer.accumulation import Accumulation
 from trainer.adversarial import MEAN_NAMES, AdversarialRound, Contribution
 from trainer.ema import Ema
 from trainer.learning_rates import LearningRateFactor
-from trainer.network import Network
+from trainer.network import Network, names_classes
 from trainer.regularizer import Regularizer
 from trainer.train_state import TrainState
 from trainer.updates import scale_of, update
@@ -113,6 +113,7 @@ class TrainStep:
             regularizer=regularizer,
             augment=augment,
             reports_real_sign=state.augment_probability is not None,
+            names_classes=names_classes(state.discriminator),
         )
         self._regularizer = regularizer
         if regularizer:

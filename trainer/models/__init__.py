@@ -17,7 +17,8 @@ class Model(NamedTuple):
         num_classes) -> latents [B, latent_dim], and labels int32 [B] unless
         num_classes is None, to samples [B, *sample_shape].
       build_discriminator: (sample_shape, width, sync_batch_norm, num_classes)
-        -> samples, and labels, to logits [B, 1].
+        -> samples, and labels, to logits [B, 1]; or [B, 2] with the logarithm
+        of the label's probability, if the network has a classifier.
       can_make: whether there are such networks for a sample shape.
       makes: which shapes those are, in words.
       has_width: whether they come in several widths; else width is None.

@@ -149,6 +149,64 @@ class ConditionalBatchNormalization(keras.layers.Layer):
         }
 
 
+class AuxiliaryClassifier(keras.layers.Layer):
+    """The last layer of a discriminator that also names the class.
+
+    Odena et al., "Conditional image synthesis with auxiliary classifier GANs"
+    (arXiv:1610.09585), section 3: one output for the source, and one for each
+    class, which may not see the label.
+
+    Call it as layer(features, labels=labels): [B, F] and int32 [B] to [B, 2],
+    the logit and log p(label | features). In float32, like all logits.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
+        """Makes the layer.
+
+        Args:
+          num_classes: K.
+          kernel_initializer: of both parts.
+          **kwargs: of `keras.layers.Layer`.
+        """
+        super().__init__(**{"dtype": "float32", **kwargs})
+        self.num_classes = num_classes
+        self.source, self.classifier = (
+            keras.layers.Dense(
+                size,
+                kernel_initializer=kernel_initializer,
+                dtype="float32",
+                name=name,
+            )
+            for size, name in ((1, "source"), (num_classes, "classifier"))
+        )
+
+    def build(self, features_shape: Shape, labels_shape: Shape = ()) -> None:
+        del labels_shape
+        self.source.build(features_shape)
+        self.classifier.build(features_shape)
+
+    def call(self, features: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """Returns logits and log-likelihoods, [B, 2]."""
+        rows = tf.one_hot(labels, self.num_classes)
+        log_likelihoods = tf.reduce_sum(
+            rows * tf.nn.log_softmax(self.classifier(features)),
+            axis=1,
+            keepdims=True,
+        )
+        return tf.concat([self.source(features), log_likelihoods], axis=1)
+
+    def compute_output_shape(
+        self, features_shape: Shape, labels_shape: Shape = ()
+    ) -> Shape:
+        return (features_shape[0], 2)
+
+
 class Projection(keras.layers.Layer):
     """The last layer of a discriminator that knows the class.
 

@@ -8,11 +8,9 @@ discriminator has layer norm in place of batch norm, as the gradient penalty
 wants it. The label is joined with the latents, too. A width of 64 at 64x64
 with 14 classes is theirs; other sizes keep the four doublings.
 
-Two things differ. Theirs is an ACGAN: the discriminator also names the class,
-and both networks are rewarded for its being right. Here losses see one logit,
-and the class comes in by projection (Miyato and Koyama, arXiv:1802.05637, who
-found that it gives more varied samples than an ACGAN). And the latents have
-the size that the user gives; theirs is 128.
+It is an ACGAN: the discriminator also names the class, and both networks are
+rewarded for its being right. One thing differs: the latents have the size that
+the user gives; theirs is 128.
 
 They train by --loss=wasserstein --penalty=wgan_gp --num_discriminator_steps=5,
 with learning rates of 1e-4 and beta_1 of 0.5, beta_2 of 0.9.
@@ -101,6 +99,8 @@ def build_discriminator(
 ) -> keras.Model:
     """Builds images [B, H, W, C] in [-1, 1] -> logits [B, 1].
 
+    With classes, beside each logit there is log p(label | image): [B, 2].
+
     Args:
       sample_shape: (H, W, C).
       width: channels of the first layer.
@@ -131,7 +131,7 @@ def build_discriminator(
         outputs = last(outputs)
     else:
         inputs.append(conditional.labels_input())
-        outputs = conditional.Projection(
+        outputs = conditional.AuxiliaryClassifier(
             num_classes, kernel_initializer=_normal()
         )(outputs, labels=inputs[1])
     return keras.Model(_one_or_both(inputs), outputs, name="discriminator")

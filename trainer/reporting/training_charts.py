@@ -34,6 +34,10 @@ _GROUPS = (
     ),
     _Group("Penalty", {"penalty": "penalty"}),
     _Group(
+        "Losses of the classes",
+        {"g_class_loss": "of generated", "d_class_loss": "of real"},
+    ),
+    _Group(
         "Learning rate",
         {"learning_rate_factor": "share of the flags' rates"},
         is_linear=True,
