@@ -45,7 +45,8 @@ CHANGES_RESULT = {
     "penalty_every_steps": 16,
     "g_beta_1": 0.5,
     "d_beta_1": 0.0,
-    "beta_2": 0.99,
+    "g_beta_2": 0.9,
+    "d_beta_2": 0.99,
     "learning_rate_schedule": "cosine",
     "learning_rate_warmup_steps": 100,
     "learning_rate_decay_steps": 1000,
@@ -156,7 +157,8 @@ def test_given_values_are_kept_and_the_tilde_is_expanded(monkeypatch):
         ("d_learning_rate", float("inf"), "finite number above 0"),
         ("g_beta_1", 1.0, "a number from 0 to 0.9999"),
         ("d_beta_1", -0.1, "a number from 0 to 0.9999"),
-        ("beta_2", float("nan"), "a number from 0 to 0.9999"),
+        ("g_beta_2", 1.0, "a number from 0 to 0.9999"),
+        ("d_beta_2", float("nan"), "a number from 0 to 0.9999"),
         ("learning_rate_schedule", "step", "constant, linear, cosine"),
         ("learning_rate_schedule", "cosine", "--learning_rate_decay_steps"),
         ("learning_rate_decay_steps", 50, "constant does not decay"),
@@ -217,7 +219,7 @@ def test_betas_are_adam_s():
     with pytest.raises(errors.UsageError, match="--d_beta_1=0.5 has no use"):
         config.Config(optimizer="rmsprop", d_beta_1=0.5).validate()
     config.Config(optimizer="rmsprop").validate()
-    config.Config(d_beta_1=0.5, g_beta_1=0.0, beta_2=0.99).validate()
+    config.Config(d_beta_1=0.5, g_beta_1=0.0, g_beta_2=0.99).validate()
 
 
 def test_augmentations_that_could_not_adapt_are_refused():

@@ -298,10 +298,18 @@ class Config:
         minimum=0,
         maximum=0.9999,
     )
-    beta_2: float = _fixed(
+    g_beta_2: float = _fixed(
         _MODEL,
         0.999,
-        "Decay of the second moments of both.",
+        "Decay of the second moments in the generator's Adam.",
+        "decay",
+        minimum=0,
+        maximum=0.9999,
+    )
+    d_beta_2: float = _fixed(
+        _MODEL,
+        0.999,
+        "The same of the discriminator's.",
         "decay",
         minimum=0,
         maximum=0.9999,

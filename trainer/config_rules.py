@@ -119,7 +119,7 @@ def check_optimizer(optimizer: str, *, changed: Mapping[str, Any]) -> None:
     if optimizer != "adam":
         _refuse(
             changed,
-            ("g_beta_1", "d_beta_1", "beta_2"),
+            ("g_beta_1", "d_beta_1", "g_beta_2", "d_beta_2"),
             f"--optimizer={optimizer} has no such moments",
         )
 

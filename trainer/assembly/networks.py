@@ -46,8 +46,12 @@ def build_state(
             seed=divergence.seed_after(config.seed, num_rollbacks),
             precision=config.precision,
             optimizer=config.optimizer,
-            g_optimizer_settings=_adam_settings(config, config.g_beta_1),
-            d_optimizer_settings=_adam_settings(config, config.d_beta_1),
+            g_optimizer_settings=_adam_settings(
+                config, config.g_beta_1, config.g_beta_2
+            ),
+            d_optimizer_settings=_adam_settings(
+                config, config.d_beta_1, config.d_beta_2
+            ),
             has_penalty=config.penalty != "none",
             has_ema=config.ema_half_life_images > 0,
             build_augment_probability=_adaptive_probability(config),
@@ -65,10 +69,12 @@ def _adaptive_probability(
     )
 
 
-def _adam_settings(config: Config, beta_1: float) -> dict[str, float]:
+def _adam_settings(
+    config: Config, beta_1: float, beta_2: float
+) -> dict[str, float]:
     if config.optimizer != "adam":
         return {}
-    return {"beta_1": beta_1, "beta_2": config.beta_2}
+    return {"beta_1": beta_1, "beta_2": beta_2}
 
 
 def build_generator(
