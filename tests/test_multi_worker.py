@@ -181,3 +181,48 @@ def test_without_a_cluster_there_is_a_remedy(
     assert command.finish() == 2, command.stderr
     for text in ("TF_CONFIG", "srun", "launch.main"):
         assert text in command.stderr
+
+
+# Several kinds of each, so that together they are the parts of a step.
+_OBJECTIVES = {
+    "all that keeps a state": (
+        *("--conditional", "--penalty=r1", "--penalty_every_steps=2"),
+        *("--ema_half_life_images=500", "--augment=translate,flip"),
+        *("--augment_target=0.6", "--augment_speed_images=2000"),
+        *("--evaluate_every_epochs=1", "--num_evaluation_samples=200"),
+    ),
+    "several updates": (
+        *("--loss=wasserstein", "--penalty=wgan_gp"),
+        *("--num_discriminator_steps=2", "--gradient_accumulation_steps=2"),
+    ),
+    "pairs": ("--loss=relativistic", "--penalty=r1_r2"),
+    "noise": ("--loss=hinge", "--penalty=dragan", "--conditional"),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "noise" else pytest.mark.slow)
+        for name in _OBJECTIVES
+    ],
+)
+def test_two_workers_equal_two_replicas_of_one(
+    name: str, tmp_path: pathlib.Path
+) -> None:
+    flags = (
+        *("--model=dcgan", "--model_width=4", "--max_steps=20"),
+        f"--cache_dir={tmp_path / 'cache'}",
+        *_OBJECTIVES[name],
+    )
+    together = _start(tmp_path / "workers", *flags)
+    assert together.finish() == 0, together.stderr
+    alone = Command(
+        tmp_path / "one",
+        *_TRAIN,
+        *flags,
+        "--strategy=mirrored",
+        "--num_logical_cpus=2",
+    )
+    assert alone.finish() == 0, alone.stderr
+    runs.assert_same(tmp_path / "workers", tmp_path / "one")
