@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import pytest
 
-from trainer import assembly, errors
+from trainer import errors
+from trainer.assembly import datasets
 from trainer.config import Config
 from trainer.data import digits
 from trainer.data.array_dataset import ArrayDataset
@@ -50,6 +51,12 @@ def test_it_learns_and_tells_how_well_on_images_held_out(trained):
     # A tenth of 1,797. Chance is 0.1; 1,500 steps reach 0.98 or more.
     assert trained.num_held_out == 180
     assert trained.held_out_accuracy > 0.8
+
+
+def test_images_that_are_all_the_same_measure_nothing(data):
+    plain = dataclasses.replace(data, samples=np.zeros_like(data.samples))
+    with pytest.raises(errors.DataError, match="All images look the same"):
+        train(plain, num_steps=1)
 
 
 def test_the_same_data_gives_the_same_classifier(data, trained):
@@ -115,14 +122,14 @@ def test_other_sizes_of_the_same_images_have_classifiers_of_their_own(
         )
         extractor = extractors.make(
             dataset,
-            preparation=assembly.preparation(Config(image_size=str(size))),
+            preparation=datasets.preparation(Config(image_size=str(size))),
             inception_weights=None,
             cache_dir=str(tmp_path),
         )
         features, _ = extractor.extract(dataset.at(np.arange(2)))
         assert features.shape == (2, extractor.dim)
     prepared = [
-        assembly.preparation(Config(**changes))
+        datasets.preparation(Config(**changes))
         for changes in (
             {},
             {"image_size": "16"},

@@ -203,7 +203,11 @@ _ALLOWED = {
     "evaluation": set(),
     "evaluation.collapse": set(),
     "evaluation.class_score": set(),
-    "evaluation.classifier": {"evaluation.extractor", "evaluation.moments"},
+    "evaluation.classifier": {
+        "errors",
+        "evaluation.extractor",
+        "evaluation.moments",
+    },
     "evaluation.classifier_cache": {"atomic_file", "evaluation.classifier"},
     "evaluation.evaluator": {
         "data.dataset",

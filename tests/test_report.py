@@ -66,10 +66,10 @@ def test_the_page_says_how_the_run_stands(run, capsys):
         # 40 steps of 32 images at 320 images/s take 4 s.
         "1,280 in 4 s of training",
         "10.0% waiting for data; 0.0% for saves",
-        "Restarts 1 1 rollback after diverging",
+        "Restarts 1 went back 1 time",
         "Images in the data 1,794 3 more are bad, and not used",
         "restarted : step 20",
-        "went back after diverging : step 30",
+        "went back after diverging or a collapse : step 30",
         "--epochs 4 50",
         "devices CPU:0",
     ):

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer import errors
 from trainer.evaluation.extractor import Extractor
 from trainer.evaluation.moments import Moments
 
@@ -122,6 +123,9 @@ def train(
       num_classes: two or more.
       num_steps: of 64 images each.
       on_progress: is called after each step, and may raise to end this.
+
+    Raises:
+      DataError: the images are all the same.
     """
     random = np.random.default_rng(_SEED)
     order = random.permutation(len(labels))
@@ -155,11 +159,17 @@ def train(
         moments.add(features.numpy())
         num_correct += int((np.argmax(logits, axis=1) == labels[batch]).sum())
         on_progress()
+    variance = np.trace(moments.covariance) / FEATURE_DIM
+    if not variance > 0.0:
+        raise errors.DataError(
+            "All images look the same to the classifier, so that nothing can be"
+            " measured by it. Look at them with `python -m trainer.data_tools"
+            " inspect`, or train without evaluations."
+        )
     return TrainedClassifier(
         weights=network.get_weights(),
         feature_mean=moments.mean,
-        feature_scale=1.0
-        / math.sqrt(np.trace(moments.covariance) / FEATURE_DIM),
+        feature_scale=1.0 / math.sqrt(variance),
         held_out_accuracy=num_correct / num_held_out,
         num_held_out=num_held_out,
     )

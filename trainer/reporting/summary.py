@@ -8,7 +8,7 @@ from trainer.reporting.facts import Facts
 
 _KINDS = {
     "restart": "restarted",
-    "rollback": "went back after diverging",
+    "rollback": "went back after diverging or a collapse",
     "best": "best evaluation",
 }
 
@@ -119,9 +119,9 @@ def _speed(facts: Facts) -> list[tuple[str, str, str]]:
 def _restarts(facts: Facts) -> list[tuple[str, str, str]]:
     kinds = [mark.kind for mark in facts.marks()]
     rollbacks = facts.host_state.get("num_rollbacks", 0)
-    note = "never diverged"
+    note = "never went back"
     if rollbacks:
-        note = f"{rollbacks:,} rollback{'s' * (rollbacks > 1)} after diverging"
+        note = f"went back {rollbacks:,} time{'s' * (rollbacks > 1)}"
     return [("Restarts", f"{kinds.count('restart'):,}", note)]
 
 
