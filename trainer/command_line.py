@@ -20,7 +20,8 @@ def exit_code_of(run: Callable[[], int]) -> int:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
     except errors.TrainerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # All at once, for workers that write to one terminal.
+        sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
