@@ -192,6 +192,20 @@ def test_gangogh_has_the_sizes_of_its_authors():
     assert _num_parameters(discriminator) == kernels + biases + norms + last
 
 
+def test_gangogh_begins_uniform_like_that_of_its_authors():
+    for network in _build("gangogh", num_classes=3, width=8):
+        kernels = [
+            variable.numpy()
+            for variable in network.trainable_variables
+            if variable.name == "kernel"
+        ]
+        assert len(kernels) > 5
+        for kernel in kernels:
+            assert np.abs(kernel).max() <= 0.02 * np.sqrt(3)
+        values = np.concatenate([kernel.ravel() for kernel in kernels])
+        assert values.std() == pytest.approx(0.02, rel=0.02)
+
+
 def test_the_gate_is_that_of_pixelcnn():
     inputs = _normal(2, 3, 6)
     expected = np.tanh(inputs[..., 3:]) / (1 + np.exp(-inputs[..., :3]))

@@ -149,14 +149,7 @@ class AdversarialRound:
             # Divided by the global batch size here and nowhere else.
             g_loss = self._share_of_mean(g_losses)
             d_loss = self._share_of_mean(d_losses)
-            class_losses = []
-            if self._names_classes:
-                # Odena et al. (arXiv:1610.09585), equation 3; each network for
-                # the samples that it can do something about, as in GANGogh.
-                class_losses = [
-                    self._share_of_mean(-outputs[:, 1:])
-                    for outputs in (fake_outputs, real_outputs)
-                ]
+            class_losses = self._class_losses(fake_outputs, real_outputs)
             scaled_g_loss = tf.add_n([g_loss, *class_losses[:1]]) * g_scale
             scaled_d_loss = tf.add_n([d_loss, *class_losses[1:]]) * d_scale
         d_gradients = tape.gradient(scaled_d_loss, discriminator.weights)
@@ -237,6 +230,21 @@ class AdversarialRound:
         with randomness.draw_from(draws(purpose="discriminator on fake")):
             fake_outputs, d_buffers = discriminator(fake, d_buffers)
         return real_outputs, fake_outputs, d_buffers
+
+    def _class_losses(
+        self, fake_outputs: tf.Tensor, real_outputs: tf.Tensor
+    ) -> list[tf.Tensor]:
+        """Returns what is added for the generator, and the discriminator.
+
+        Odena et al. (arXiv:1610.09585), equation 3, but each network for the
+        samples that are its own: so it is in GANGogh's code.
+        """
+        if not self._names_classes:
+            return []
+        return [
+            self._share_of_mean(-outputs[:, 1:])
+            for outputs in (fake_outputs, real_outputs)
+        ]
 
     def _share_of_mean(self, per_example: tf.Tensor) -> tf.Tensor:
         return tf.reduce_sum(per_example) / self._global_batch_size

@@ -17,15 +17,19 @@ def exit_code_of(run: Callable[[], int]) -> int:
     try:
         return run()
     except errors.StoppedError as stopped:
-        print(stopped, file=sys.stderr)
+        _tell(str(stopped))
         return stopped.exit_code
     except errors.TrainerError as error:
-        # All at once, for workers that write to one terminal.
-        sys.stderr.write(f"error: {error}\n")
+        _tell(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted")
         return errors.EXIT_INTERRUPTED
+
+
+def _tell(text: str) -> None:
+    # All at once, so that workers on one terminal do not split it.
+    sys.stderr.write(f"{text}\n")
 
 
 def wants_help(argv: Sequence[str]) -> bool:

@@ -386,7 +386,7 @@ class Config:
         _OBJECTIVE,
         1,
         "Penalize only every so many steps of the discriminator, with so many"
-        " times the weight: 16 costs little more than no penalty.",
+        " times the weight; StyleGAN2 takes 16.",
         "steps",
         minimum=1,
     )

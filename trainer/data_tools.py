@@ -25,7 +25,7 @@ usage: python -m trainer.data_tools inspect [--flag=value ...]
 inspect
   Reads and decodes all of it; prints counts, sizes, classes and values, what is
   wrong with which file, and how fast it decodes; draws 64 samples as the
-  network will see them. Exits 3 where training would.
+  network will see them. Exits 3 if too much of it is bad, as training would.
 prepare
   Packs it into TFRecord files, to be used as
   --dataset=tfrecord:<folder>/*.tfrecord. With --image_size or --channels the
@@ -245,8 +245,10 @@ def _check_output(output: Path, data_config: config.Config) -> None:
     from trainer.data import files
 
     kind, _, path = data_config.dataset.partition(":")
+    if kind != "folder":
+        return
     source = Path(files.locate(path, data_config.data_dir)).resolve()
-    if kind == "folder" and output.resolve().is_relative_to(source):
+    if output.resolve().is_relative_to(source):
         raise errors.UsageError(
             f"--output={output} is in the folder that it packs, of whose"
             " images it would become a class. Choose one outside."

@@ -9,8 +9,9 @@ wants it. The label is joined with the latents, too. A width of 64 at 64x64
 with 14 classes is theirs; other sizes keep the four doublings.
 
 It is an ACGAN: the discriminator also names the class, and both networks are
-rewarded for its being right. One thing differs: the latents have the size that
-the user gives; theirs is 128.
+rewarded for its being right. Two things differ: the latents have the size that
+the user gives, where theirs is 128; and the halves of a gate's channels follow
+each other, where theirs alternate, which names them otherwise.
 
 They train by --loss=wasserstein --penalty=wgan_gp --num_discriminator_steps=5,
 with learning rates of 1e-4 and beta_1 of 0.5, beta_2 of 0.9.
@@ -75,7 +76,7 @@ def build_generator(
     outputs = keras.layers.Dense(
         math.prod(shape) * 2 * first,
         use_bias=False,
-        kernel_initializer=_normal(),
+        kernel_initializer=_uniform(),
     )(outputs)
     outputs = keras.layers.Reshape([*shape, 2 * first])(outputs)
     outputs = _normalize_and_gate(
@@ -115,7 +116,7 @@ def build_discriminator(
             5,
             strides=2,
             padding="same",
-            kernel_initializer=_normal(),
+            kernel_initializer=_uniform(),
         )(outputs)
         if stage > 0:
             # Layer norm over all pixels, with a scale for each channel.
@@ -126,13 +127,13 @@ def build_discriminator(
     outputs = keras.layers.Flatten()(outputs)
     if num_classes is None:
         last = keras.layers.Dense(
-            1, kernel_initializer=_normal(), dtype="float32"
+            1, kernel_initializer=_uniform(), dtype="float32"
         )
         outputs = last(outputs)
     else:
         inputs.append(conditional.labels_input())
         outputs = conditional.AuxiliaryClassifier(
-            num_classes, kernel_initializer=_normal()
+            num_classes, kernel_initializer=_uniform()
         )(outputs, labels=inputs[1])
     return keras.Model(_one_or_both(inputs), outputs, name="discriminator")
 
@@ -165,7 +166,7 @@ def _normalize_and_gate(
     if rows is not None:
         shape = inputs.shape[1:]
         shifts = keras.layers.Dense(
-            math.prod(shape), use_bias=has_bias, kernel_initializer=_normal()
+            math.prod(shape), use_bias=has_bias, kernel_initializer=_uniform()
         )(rows)
         outputs = keras.layers.Add()(
             [outputs, keras.layers.Reshape(shape)(shifts)]
@@ -180,7 +181,7 @@ def _upsample(filters: int, *, use_bias: bool) -> keras.layers.Layer:
         strides=2,
         padding="same",
         use_bias=use_bias,
-        kernel_initializer=_normal(),
+        kernel_initializer=_uniform(),
     )
 
 
@@ -190,5 +191,6 @@ def _one_or_both(
     return inputs if len(inputs) > 1 else inputs[0]
 
 
-def _normal() -> keras.initializers.Initializer:
-    return keras.initializers.RandomNormal(0.0, _STDDEV)
+def _uniform() -> keras.initializers.Initializer:
+    limit = math.sqrt(3.0) * _STDDEV
+    return keras.initializers.RandomUniform(-limit, limit)
