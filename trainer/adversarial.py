@@ -38,6 +38,21 @@ class Contribution(NamedTuple):
     means: tf.Tensor
 
 
+class _Losses(NamedTuple):
+    """Scalars; those of the classifier are lists of one, or of none."""
+
+    g: tf.Tensor
+    d: tf.Tensor
+    g_class: list[tf.Tensor]
+    d_class: list[tf.Tensor]
+
+    def g_total(self) -> tf.Tensor:
+        return tf.add_n([self.g, *self.g_class])
+
+    def d_total(self) -> tf.Tensor:
+        return tf.add_n([self.d, *self.d_class])
+
+
 class AdversarialRound:
     """Both losses from one shared forward pass, and both gradients.
 
@@ -122,7 +137,6 @@ class AdversarialRound:
             buffers stay as they are, too.
           augment_probability: of each augmentation, if there are any.
         """
-
         draws = functools.partial(
             randomness.Draws,
             seed=self._seed,
@@ -141,27 +155,11 @@ class AdversarialRound:
                 augmentation("fake")(fake),
                 draws,
             )
-            real_logits = logits_of(real_outputs)
-            fake_logits = logits_of(fake_outputs)
-            g_losses, d_losses = self._loss(
-                real_logits=real_logits, fake_logits=fake_logits
-            )
-            # Divided by the global batch size here and nowhere else.
-            g_loss = self._share_of_mean(g_losses)
-            d_loss = self._share_of_mean(d_losses)
-            class_losses = self._class_losses(fake_outputs, real_outputs)
-            scaled_g_loss = tf.add_n([g_loss, *class_losses[:1]]) * g_scale
-            scaled_d_loss = tf.add_n([d_loss, *class_losses[1:]]) * d_scale
+            losses = self._losses(real_outputs, fake_outputs)
+            scaled_g_loss = losses.g_total() * g_scale
+            scaled_d_loss = losses.d_total() * d_scale
         d_gradients = tape.gradient(scaled_d_loss, discriminator.weights)
-        means = [
-            g_loss,
-            d_loss,
-            self._share_of_mean(tf.sigmoid(real_logits)),
-            self._share_of_mean(tf.sigmoid(fake_logits)),
-        ]
-        means += class_losses
-        if self._reports_real_sign:
-            means.append(self._share_of_mean(tf.sign(real_logits)))
+        means = self._means(losses, real_outputs, fake_outputs)
         if self._regularizer:
             penalty, gradients = self._regularizer.sum_and_gradients(
                 discriminator,
@@ -231,20 +229,48 @@ class AdversarialRound:
             fake_outputs, d_buffers = discriminator(fake, d_buffers)
         return real_outputs, fake_outputs, d_buffers
 
-    def _class_losses(
-        self, fake_outputs: tf.Tensor, real_outputs: tf.Tensor
-    ) -> list[tf.Tensor]:
-        """Returns what is added for the generator, and the discriminator.
+    def _losses(
+        self, real_outputs: tf.Tensor, fake_outputs: tf.Tensor
+    ) -> _Losses:
+        """Returns shares of means, divided by B here and nowhere else.
 
-        Odena et al. (arXiv:1610.09585), equation 3, but each network for the
-        samples that are its own: so it is in GANGogh's code.
+        The classifier's: Odena et al. (arXiv:1610.09585), equation 3, but each
+        network for the samples that are its own: so it is in GANgogh's code.
         """
-        if not self._names_classes:
-            return []
-        return [
-            self._share_of_mean(-outputs[:, 1:])
-            for outputs in (fake_outputs, real_outputs)
+        g_losses, d_losses = self._loss(
+            real_logits=logits_of(real_outputs),
+            fake_logits=logits_of(fake_outputs),
+        )
+        g_class, d_class = [], []
+        if self._names_classes:
+            g_class = [self._share_of_mean(-fake_outputs[:, 1:])]
+            d_class = [self._share_of_mean(-real_outputs[:, 1:])]
+        return _Losses(
+            g=self._share_of_mean(g_losses),
+            d=self._share_of_mean(d_losses),
+            g_class=g_class,
+            d_class=d_class,
+        )
+
+    def _means(
+        self,
+        losses: _Losses,
+        real_outputs: tf.Tensor,
+        fake_outputs: tf.Tensor,
+    ) -> list[tf.Tensor]:
+        """Returns the means in the order of `mean_names`, but the penalty."""
+        real_logits = logits_of(real_outputs)
+        means = [
+            losses.g,
+            losses.d,
+            self._share_of_mean(tf.sigmoid(real_logits)),
+            self._share_of_mean(tf.sigmoid(logits_of(fake_outputs))),
+            *losses.g_class,
+            *losses.d_class,
         ]
+        if self._reports_real_sign:
+            means.append(self._share_of_mean(tf.sign(real_logits)))
+        return means
 
     def _share_of_mean(self, per_example: tf.Tensor) -> tf.Tensor:
         return tf.reduce_sum(per_example) / self._global_batch_size

@@ -111,11 +111,43 @@ class StreamedDataset:
         replaced if it is bad; the next time, its replacement is read at once.
         """
         fetch, load = self.images.storage.graph_reader()
+        read_one = self._single_reader(load)
+
+        def read(indices: tf.Tensor) -> tf.Tensor:
+            size = indices.shape[0]
+            indices = tf.ensure_shape(
+                tf.numpy_function(
+                    self._replacements.apply, [indices], tf.int64
+                ),
+                [size],
+            )
+            places, samples = self._readable(read_one, indices, fetch(indices))
+            if self._common_size is not None:
+                # All at once: one by one, more time goes into handing parts of
+                # such small images to threads than into the arithmetic.
+                samples = self._resize(samples)
+            samples = tf.cond(
+                tf.size(places) == size,
+                lambda: samples,
+                lambda: tf.numpy_function(
+                    self._complete, [indices, places, samples], tf.uint8
+                ),
+            )
+            return tf.ensure_shape(samples, [size, *self.sample_shape])
+
+        return read
+
+    def _single_reader(
+        self, load: Callable[[tf.Tensor], tf.Tensor]
+    ) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+        """Returns a function of one place in a batch, for graphs.
+
+        (place, index, fetched) -> (place, image), uint8 [h, w, C]: resized
+        already unless all images have one size. It fails for a bad image.
+        """
         with tf.device("CPU:0"):
             choices = tf.constant(self._choices, tf.int32)
             num_bytes = tf.constant(self.images.num_bytes, tf.int64)
-        parallel_calls = len(os.sched_getaffinity(0)) * 2
-        parallel_calls = max(parallel_calls, self.num_threads or 0)
 
         def read_one(
             place: tf.Tensor, index: tf.Tensor, fetched: tf.Tensor
@@ -134,49 +166,35 @@ class StreamedDataset:
                 image, [*self._common_size, image.shape[-1]]
             )
 
-        def read(indices: tf.Tensor) -> tf.Tensor:
-            size = indices.shape[0]
-            shape = [size, *self.sample_shape]
-            indices = tf.ensure_shape(
-                tf.numpy_function(
-                    self._replacements.apply, [indices], tf.int64
-                ),
-                [size],
-            )
-            places = tf.range(size, dtype=tf.int64)
-            image_shape = self.sample_shape
-            if self._common_size is not None:
-                image_shape = (*self._common_size, self.sample_shape[-1])
-            nothing = tf.data.Dataset.from_tensors(
-                (places[:0], tf.zeros([0, *image_shape], tf.uint8))
-            )
-            # Those that can be read, and their places in the batch.
-            places, samples = (
-                tf.data.Dataset.from_tensor_slices(
-                    (places, indices, fetch(indices))
-                )
-                .map(read_one, num_parallel_calls=parallel_calls)
-                .ignore_errors()
-                .batch(size)
-                .concatenate(nothing)
-                .take(1)
-                .with_options(stream_options.ordered())
-                .get_single_element()
-            )
-            if self._common_size is not None:
-                # All at once: one by one, more time goes into handing parts of
-                # such small images to threads than into the arithmetic.
-                samples = self._resize(samples)
-            samples = tf.cond(
-                tf.size(places) == size,
-                lambda: samples,
-                lambda: tf.numpy_function(
-                    self._complete, [indices, places, samples], tf.uint8
-                ),
-            )
-            return tf.ensure_shape(samples, shape)
+        return read_one
 
-        return read
+    def _readable(
+        self,
+        read_one: Callable[..., tuple[tf.Tensor, tf.Tensor]],
+        indices: tf.Tensor,
+        fetched: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the places in a batch that can be read, and their images."""
+        size = indices.shape[0]
+        parallel_calls = len(os.sched_getaffinity(0)) * 2
+        parallel_calls = max(parallel_calls, self.num_threads or 0)
+        places = tf.range(size, dtype=tf.int64)
+        image_shape = self.sample_shape
+        if self._common_size is not None:
+            image_shape = (*self._common_size, self.sample_shape[-1])
+        nothing = tf.data.Dataset.from_tensors(
+            (places[:0], tf.zeros([0, *image_shape], tf.uint8))
+        )
+        return (
+            tf.data.Dataset.from_tensor_slices((places, indices, fetched))
+            .map(read_one, num_parallel_calls=parallel_calls)
+            .ignore_errors()
+            .batch(size)
+            .concatenate(nothing)
+            .take(1)
+            .with_options(stream_options.ordered())
+            .get_single_element()
+        )
 
     def in_order(self) -> Iterator[np.ndarray]:
         """Yields all samples, uint8 [b, H, W, C], in the order of the list.
