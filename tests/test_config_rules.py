@@ -14,6 +14,21 @@ def test_what_xla_cannot_compile_is_not_compiled():
         )
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("evaluation_split", "test"),
+        ("num_evaluation_samples", 100),
+        ("inception_weights", "inception.h5"),
+    ],
+)
+def test_what_is_never_measured_has_no_settings(name, value):
+    given = {name: value}
+    with pytest.raises(errors.UsageError, match=f"--{name}={value} has no use"):
+        config.Config(**given).validate()
+    config.Config(**given, evaluate_every_epochs=1).validate()
+
+
 def test_a_run_has_a_name_that_its_files_can_hold():
     with pytest.raises(errors.UsageError, match=r"'a\\udce9b'.*UTF-8"):
         config.Config(workdir="a\udce9b").validate()

@@ -120,6 +120,14 @@ def test_misuse_is_explained(workdir, cache, capsys, args, exit_code, texts):
         assert text in error
 
 
+def test_data_that_are_not_there_train_no_classifier(
+    workdir, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.delattr("trainer.evaluation.classifier.train")
+    assert measure(workdir, tmp_path, "--split=test") == 2
+    assert "--split=test has no use" in capsys.readouterr().err
+
+
 def test_a_run_must_be_named(capsys):
     assert evaluate.main(["evaluate.py"]) == 2
     assert "--workdir is missing" in capsys.readouterr().err

@@ -78,6 +78,7 @@ _ALLOWED = {
         "assembly.datasets",
         "config",
         "data.dataset",
+        "errors",
         "evaluation.evaluator",
         "evaluation.extractors",
         "evaluation.metrics",

@@ -5,10 +5,12 @@ import os
 import pathlib
 import signal
 
+import numpy as np
 import pytest
 
 from tests import runs, stored_runs
-from trainer import errors, evaluate, quality, stored_run
+from trainer import data, errors, evaluate, quality, stored_run
+from trainer.data.array_dataset import ArrayDataset
 from trainer.evaluation.evaluator import Evaluation, Evaluator
 
 STEPS_PER_EPOCH = stored_runs.STEPS_PER_EPOCH
@@ -184,6 +186,50 @@ def test_a_run_measures_itself(tmp_path, cache):
     assert f'"frechet_distance": {second["frechet_distance"]:.6}'[:-2] in lines
 
 
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        (
+            {"evaluation_split": "test"},
+            errors.UsageError,
+            "--evaluation_split=test: --split=test has no use",
+        ),
+        (
+            {"inception_weights": "none.h5"},
+            errors.UsageError,
+            "--inception_weights=none.h5 is not a file",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_done(
+    tmp_path, monkeypatch, changes, error, text
+):
+    monkeypatch.delattr("trainer.evaluation.classifier.train")
+    with pytest.raises(error, match=text):
+        run(tmp_path / "run", tmp_path / "cache", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_classes", "error", "text"),
+    [
+        (30, 1, errors.UsageError, "The data have no classes"),
+        (19, 2, errors.DataError, "19 images are too few to train"),
+    ],
+)
+def test_data_that_nothing_can_be_learned_from_are_refused_at_once(
+    tmp_path, monkeypatch, num_images, num_classes, error, text
+):
+    dataset = ArrayDataset(
+        samples=np.zeros([num_images, 28, 28, 1], np.uint8),
+        labels=np.arange(num_images, dtype=np.int32) % num_classes,
+    )
+    monkeypatch.setitem(data.ARRAYS, "digits", lambda **_: dataset)
+    with pytest.raises(error, match=text):
+        run(tmp_path / "run", tmp_path / "cache", batch_size=8)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_best_checkpoint_outlives_newer_ones(tmp_path, cache, monkeypatch):
     workdir = tmp_path / "run"
     distances_are(monkeypatch, 5.0, 4.0, 6.0)
@@ -191,8 +237,7 @@ def test_the_best_checkpoint_outlives_newer_ones(tmp_path, cache, monkeypatch):
     names = ["step-000000014", "step-000000021"]
     assert runs.checkpoint_names(workdir) == names
     # Another start knows it from the checkpoint, and evaluates nothing.
-    changes = {"epochs": 4, "evaluate_every_epochs": 0}
-    assert run(workdir, cache, keep_checkpoints=1, **changes) == 0
+    assert stored_runs.run(workdir, epochs=4, keep_checkpoints=1) == 0
     names = ["step-000000014", "step-000000028"]
     assert runs.checkpoint_names(workdir) == names
     with contextlib.ExitStack() as stack:
@@ -269,7 +314,7 @@ def test_a_signal_while_the_classifier_learns_stops_at_once(
 
 def test_evaluations_change_no_weight(tmp_path, cache):
     assert run(tmp_path / "with", cache) == 0
-    assert run(tmp_path / "without", cache, evaluate_every_epochs=0) == 0
+    assert stored_runs.run(tmp_path / "without") == 0
     one, other = (
         runs.bundle(tmp_path / "with"),
         runs.bundle(tmp_path / "without"),

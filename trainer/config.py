@@ -672,6 +672,9 @@ class Config:
             workdir=workdir,
             is_bucket=is_bucket,
         )
+        config_rules.check_evaluation(
+            evaluate_every_epochs=config.evaluate_every_epochs, changed=changed
+        )
         config_rules.check_encoding(workdir)
         config_rules.check_data_dir(config.data_dir, dataset=config.dataset)
         config_rules.check_compilation(

@@ -52,6 +52,23 @@ def check_collapse(
         )
 
 
+def check_evaluation(
+    *, evaluate_every_epochs: int, changed: Mapping[str, Any]
+) -> None:
+    """Refuses settings of evaluations that are never made.
+
+    Args:
+      evaluate_every_epochs: 0 for never.
+      changed: all that is not at its default, by name.
+    """
+    if not evaluate_every_epochs:
+        _refuse(
+            changed,
+            ("evaluation_split", "num_evaluation_samples", "inception_weights"),
+            "without --evaluate_every_epochs, nothing is measured",
+        )
+
+
 def check_encoding(workdir: str) -> None:
     """Refuses a name that the files of a run could not hold."""
     try:

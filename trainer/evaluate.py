@@ -132,14 +132,21 @@ def _make_evaluator(given: Flags, run: "StoredRun") -> "Evaluator":
     from trainer.assembly import datasets
     from trainer.evaluation import extractors
     from trainer.evaluation import metrics as metrics_lib
-    from trainer.evaluation.evaluator import Evaluator
+    from trainer.evaluation.evaluator import Evaluator, check_count
 
     names = given.metrics.split(",")
     metrics_lib.check_names(names)
     config = dataclasses.replace(
         run.config, data_dir=given.data_dir or run.config.data_dir
     )
-    trained_on = datasets.load_data(config)
+    trained_on = dataset = datasets.load_data(config)
+    extractors.check(trained_on, inception_weights=given.inception_weights)
+    # Before a classifier learns, which would be in vain if there is no such.
+    if given.split is not None and given.split != config.split:
+        config = dataclasses.replace(config, split=given.split)
+        dataset = datasets.load_data(config)
+        datasets.check_same_classes(config, trained_on, dataset)
+    check_count(dataset)
     extractor = extractors.make(
         trained_on,
         preparation=datasets.preparation(config),
@@ -147,11 +154,6 @@ def _make_evaluator(given: Flags, run: "StoredRun") -> "Evaluator":
         cache_dir=given.cache_dir,
     )
     print(f"Features: {extractor.description}.")
-    dataset = trained_on
-    if given.split is not None and given.split != config.split:
-        config = dataclasses.replace(config, split=given.split)
-        dataset = datasets.load_data(config)
-        datasets.check_same_classes(config, trained_on, dataset)
     return Evaluator(
         extractor,
         dataset=dataset,

@@ -138,10 +138,11 @@ def open_keeper(
                 num_in_transit=2 if mirror else 0,
             )
         quality: Quality | None = None
-        if config.evaluate_every_epochs:
+        if plan.real is not None:
             quality = results.make_quality(
                 config,
                 plan.dataset,
+                plan.real,
                 state,
                 host_state=plan.found.host_state if plan.found else {},
                 is_saved=checkpointer.has_saved,

@@ -15,7 +15,7 @@ from trainer import (
     messages,
     run_directory,
 )
-from trainer.assembly import datasets, mirroring, steps
+from trainer.assembly import datasets, mirroring, results, steps
 from trainer.config import Config
 from trainer.data.dataset import Dataset, num_classes
 from trainer.data.quarantine import told_at_the_end
@@ -33,6 +33,7 @@ class Plan:
     """What is settled before anything is built or written.
 
     Attributes:
+      real: what the chief compares samples with, if it is to measure them.
       mirror: what keeps the chief's run in its bucket, if that is where it is.
       attempt: a name of this start of the run, new each time.
       found: the checkpoint to go on from; only the chief looks for it.
@@ -46,6 +47,7 @@ class Plan:
     directory: run_directory.RunDirectory
     dataset: Dataset
     data_digest: str
+    real: Dataset | None
     schedule: Schedule
     store: LocalStore
     mirror: Mirror | None
@@ -109,8 +111,10 @@ def make_plan(
     )
     store = LocalStore(directory.checkpoints)
     attempt = secrets.token_hex(8)
-    mirror = found = None
+    real = mirror = found = None
     if team.is_chief:
+        if config.evaluate_every_epochs:
+            real = results.load_real(config, dataset)
         # Before a bucket's run is brought there: it may be somebody else's.
         stack.enter_context(run_directory.claim(directory.root))
         if config.bucket:
@@ -129,6 +133,7 @@ def make_plan(
         directory=directory,
         dataset=dataset,
         data_digest=data_digest,
+        real=real,
         schedule=schedule,
         store=store,
         mirror=mirror,

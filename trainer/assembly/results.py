@@ -6,12 +6,11 @@ from typing import Any
 
 from absl import logging
 
-from trainer import samples
+from trainer import errors, samples
 from trainer.assembly import datasets
 from trainer.config import Config
 from trainer.data.dataset import Dataset
-from trainer.evaluation import extractors, metrics
-from trainer.evaluation.evaluator import Evaluator
+from trainer.evaluation import evaluator, extractors, metrics
 from trainer.outputs import Outputs
 from trainer.quality import Quality
 from trainer.run_directory import RunDirectory
@@ -19,9 +18,45 @@ from trainer.schedule import Schedule
 from trainer.train_state import TrainState
 
 
+def load_real(config: Config, dataset: Dataset) -> Dataset:
+    """Loads what samples are compared with, and checks that they can be.
+
+    That is done before anything is written or learned, which would be in vain.
+
+    Args:
+      config: of the run; it measures itself.
+      dataset: what it is trained on.
+
+    Raises:
+      DataError: there are too few real samples, or they have other classes.
+      UsageError: there is no such part of the data, or no features of them.
+    """
+    extractors.check(dataset, inception_weights=config.inception_weights)
+    real = dataset
+    if config.evaluation_split not in (None, config.split):
+        other = _evaluation_config(config)
+        try:
+            real = datasets.load_data(other)
+        except errors.UsageError as error:
+            raise errors.UsageError(
+                f"--evaluation_split={config.evaluation_split}: {error}"
+            ) from error
+        datasets.check_same_classes(other, dataset, real)
+    evaluator.check_count(real)
+    return real
+
+
+def _evaluation_config(config: Config) -> Config:
+    """Returns the config with the part of the data that is compared with."""
+    return dataclasses.replace(
+        config, split=config.evaluation_split or config.split
+    )
+
+
 def make_quality(
     config: Config,
     dataset: Dataset,
+    real: Dataset,
     state: TrainState,
     *,
     host_state: Mapping[str, Any],
@@ -33,15 +68,16 @@ def make_quality(
     Args:
       config: of the run.
       dataset: what it is trained on.
+      real: of `load_real`.
       state: whose generator is measured: the averaged one, if there is one.
       host_state: of the checkpoint that the run goes on from.
       is_saved: see `Quality`.
       on_progress: is called again and again, and may raise to end this.
 
     Raises:
-      DataError: there are too few real samples.
+      DataError: the images are all the same.
       StorageError: the cache cannot be written.
-      UsageError: there are no features of such data.
+      UsageError: the file of Inception's weights is none.
     """
     extractor = extractors.make(
         dataset,
@@ -51,23 +87,16 @@ def make_quality(
         on_progress=on_progress,
     )
     logging.info("Samples are measured by %s.", extractor.description)
-    real = dataset
-    if config.evaluation_split not in (None, config.split):
-        config = dataclasses.replace(config, split=config.evaluation_split)
-        real = datasets.load_data(config)
-        datasets.check_same_classes(config, dataset, real)
-    evaluator = Evaluator(
+    measure = evaluator.Evaluator(
         extractor,
         dataset=real,
-        split=datasets.split_name(config),
+        split=datasets.split_name(_evaluation_config(config)),
         num_samples=config.num_evaluation_samples,
         metric_names=list(metrics.METRICS),
         seed=config.seed,
     )
     generator = state.shown_generator
-    return Quality(
-        evaluator, generator, host_state=host_state, is_saved=is_saved
-    )
+    return Quality(measure, generator, host_state=host_state, is_saved=is_saved)
 
 
 def open_outputs(

@@ -21,6 +21,8 @@ from trainer.evaluation.extractor import Extractor
 from trainer.evaluation.moments import Moments
 
 FEATURE_DIM = 64
+# A tenth of them is held out, and the spread of those is measured.
+MIN_IMAGES = 20
 # Raise it when the network or its training changes: both decide the numbers.
 _VERSION = 1
 _SEED = 0
@@ -119,7 +121,7 @@ def train(
 
     Args:
       read: indices [B] -> images, uint8 [B, H, W, C].
-      labels: int32 [N], from 0 to num_classes - 1.
+      labels: int32 [N], from 0 to num_classes - 1; N is `MIN_IMAGES` or more.
       num_classes: two or more.
       num_steps: of 64 images each.
       on_progress: is called after each step, and may raise to end this.

@@ -54,6 +54,20 @@ class Evaluation:
         }
 
 
+def check_count(dataset: Dataset) -> None:
+    """Refuses to compare with too few real samples.
+
+    Raises:
+      DataError: there are too few.
+    """
+    if len(dataset.labels) < _MIN_SAMPLES:
+        raise errors.DataError(
+            f"{len(dataset.labels)} real samples are too few to measure"
+            f" anything; {_MIN_SAMPLES} are needed. Compare with another part"
+            " of the data."
+        )
+
+
 class Evaluator:
     """Measures generators against one set of real samples.
 
@@ -87,13 +101,8 @@ class Evaluator:
           UsageError: a name is unknown.
         """
         metrics.check_names(metric_names)
+        check_count(dataset)
         num_real = min(len(dataset.labels), num_samples)
-        if num_real < _MIN_SAMPLES:
-            raise errors.DataError(
-                f"{num_real} real samples are too few to measure anything;"
-                f" {_MIN_SAMPLES} are needed. Choose another --split, or more"
-                " --num_samples."
-            )
         self._extractor = extractor
         self._dataset = dataset
         self._metric_names = list(metric_names)

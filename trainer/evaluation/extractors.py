@@ -12,6 +12,36 @@ from trainer.evaluation import classifier, classifier_cache, inception
 from trainer.evaluation.extractor import Extractor
 
 
+def check(
+    dataset: dataset_lib.Dataset, *, inception_weights: str | None
+) -> None:
+    """Refuses what `make` could not make features with; takes no time.
+
+    Args:
+      dataset: what the GAN is trained on.
+      inception_weights: a file; None for the classifier of the data's labels.
+
+    Raises:
+      DataError: there are too few images for a classifier.
+      UsageError: there is no such file; or there are no classes.
+    """
+    if inception_weights is not None:
+        inception.check(inception_weights)
+        return
+    if dataset_lib.num_classes(dataset) < 2:
+        raise errors.UsageError(
+            "The data have no classes that a classifier could learn, whose"
+            " features samples are compared by. Give --inception_weights=<file>"
+            " instead."
+        )
+    if len(dataset.labels) < classifier.MIN_IMAGES:
+        raise errors.DataError(
+            f"{len(dataset.labels)} images are too few to train the classifier"
+            f" that samples are compared by; {classifier.MIN_IMAGES} are"
+            " needed. Add images, or give --inception_weights=<file> instead."
+        )
+
+
 def make(
     dataset: dataset_lib.Dataset,
     *,
@@ -34,18 +64,14 @@ def make(
       on_progress: is called again and again, and may raise to end this.
 
     Raises:
+      DataError: there are too few images for a classifier.
       UsageError: the file is not what it should be; or there are no classes.
       StorageError: the cache cannot be written.
     """
+    check(dataset, inception_weights=inception_weights)
     if inception_weights is not None:
         return inception.load(inception_weights)
     num_classes = dataset_lib.num_classes(dataset)
-    if num_classes < 2:
-        raise errors.UsageError(
-            "The data have no classes that a classifier could learn, whose"
-            " features samples are compared by. Give --inception_weights=<file>"
-            " instead."
-        )
     digest = classifier.digest(dataset.digest(), preparation)
 
     def train() -> classifier.TrainedClassifier:

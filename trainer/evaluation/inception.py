@@ -24,19 +24,28 @@ _NUM_CLASSES = 1000
 _SIDE = 299
 
 
+def check(weights: str) -> None:
+    """Refuses a file that is missing, before anything else is done.
+
+    Raises:
+      UsageError: it is.
+    """
+    if not pathlib.Path(weights).is_file():
+        raise errors.UsageError(
+            f"--inception_weights={weights} is not a file. Name a local copy of"
+            " inception_v3_weights_tf_dim_ordering_tf_kernels.h5, or leave the"
+            " flag out; nothing is downloaded."
+        )
+
+
 def load(weights: str) -> Extractor:
     """Builds the network with the weights in a local file.
 
     Raises:
       UsageError: the file is missing, or does not hold these weights.
     """
+    check(weights)
     path = pathlib.Path(weights)
-    if not path.is_file():
-        raise errors.UsageError(
-            f"--inception_weights={weights} is not a file. Name a local copy of"
-            " inception_v3_weights_tf_dim_ordering_tf_kernels.h5, or leave the"
-            " flag out; nothing is downloaded."
-        )
     try:
         network = keras.applications.InceptionV3(weights=None)
         with warnings.catch_warnings():
