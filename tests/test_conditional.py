@@ -556,7 +556,9 @@ def test_from_training_to_an_export(monkeypatch, tmp_path, capsys):
             assert image.size == (2 * (10 * 30 + 2), 2 * (2 * 30 + 2))
     run = [f"--workdir={workdir}"]
     assert generate.main(["generate.py", *run, "--labels=3,7"]) == 0
-    with PIL.Image.open(workdir / "generated" / "grid_seed_0.png") as image:
+    with PIL.Image.open(
+        workdir / "generated" / "step-000000007" / "grid_seed_0.png"
+    ) as image:
         assert image.size == (16 * 30 + 2, 2 * 30 + 2)
     assert generate.main(["generate.py", *run, "--labels=10"]) == 2
     assert (

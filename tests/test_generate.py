@@ -1,6 +1,8 @@
 """The command that draws what a run makes."""
 
+import io
 import pathlib
+import weakref
 
 import numpy as np
 import PIL.Image
@@ -8,7 +10,7 @@ import pytest
 import scipy.stats
 
 from tests import stored_runs
-from trainer import generate, generation
+from trainer import generate, generation, samples
 
 
 @pytest.fixture(name="workdir", scope="module")
@@ -16,7 +18,7 @@ def _workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("generate") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
         stored_runs.use_tiny_networks(monkeypatch)
-        assert stored_runs.run(workdir, epochs=1) == 0
+        assert stored_runs.run(workdir) == 0
     return workdir
 
 
@@ -51,11 +53,17 @@ def pixels(path):
         return np.asarray(image)
 
 
-def test_a_grid_goes_into_the_run_directory(workdir, capsys):
-    assert generate.main(["generate.py", f"--workdir={workdir}"]) == 0
-    path = workdir / "generated" / "grid_seed_0.png"
-    assert str(path) in capsys.readouterr().out
-    assert pixels(path).shape == (488, 488)
+def test_the_grid_of_each_step_goes_into_the_run_directory(workdir, capsys):
+    grids = []
+    for step in (7, 14):
+        arguments = [f"--workdir={workdir}", f"--step={step}"]
+        assert generate.main(["generate.py", *arguments]) == 0
+        name = f"step-{step:09d}/grid_seed_0.png"
+        grids.append(workdir / "generated" / name)
+        assert str(grids[-1]) in capsys.readouterr().out
+    one, other = map(pixels, grids)
+    assert one.shape == other.shape == (488, 488)
+    assert not np.array_equal(one, other)
 
 
 def test_as_many_files_as_asked_for(workdir, tmp_path):
@@ -85,6 +93,25 @@ def test_an_interpolation_goes_round(workdir, tmp_path):
     with PIL.Image.open(tmp_path / "interpolation_seed_0.gif") as gif:
         assert gif.n_frames == 12
         assert gif.info["loop"] == 0
+
+
+def test_the_frames_of_a_gif_are_not_all_in_memory_at_once():
+    made = []
+    most = 0
+
+    def frames():
+        nonlocal most
+        for shade in range(40):
+            image = np.full([8, 8, 1], shade, np.uint8)
+            made.append(weakref.ref(image))
+            most = max(most, sum(each() is not None for each in made))
+            yield image
+
+    with PIL.Image.open(
+        io.BytesIO(samples.to_gif(frames(), frame_msecs=50))
+    ) as gif:
+        assert gif.n_frames == 40
+    assert most < 10
 
 
 def test_an_interpolation_can_be_an_mp4(workdir, tmp_path):
@@ -118,6 +145,13 @@ def test_single_classes_can_be_drawn(workdir, tmp_path, conditional):
 def test_an_unknown_class_is_refused(workdir, tmp_path, capsys, conditional):
     assert draw(workdir, tmp_path, "--labels=0,2") == 2
     assert "the classes are 0 to 1" in capsys.readouterr().err
+
+
+def test_of_many_classes_some_can_be_chosen(
+    workdir, tmp_path, capsys, conditional
+):
+    assert draw(workdir, tmp_path, "--num_samples=4000") == 2
+    assert "choose --labels, or take --kind=files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def write_interpolation(
         if format == "mp4":
             video.write_mp4(output / name, frames, frame_msecs=FRAME_MSECS)
         else:
-            gif = samples.to_gif(list(frames), frame_msecs=FRAME_MSECS)
+            gif = samples.to_gif(frames, frame_msecs=FRAME_MSECS)
             atomic_file.write_bytes(output / name, gif)
         paths.append(str(output / name))
     return f"Wrote {', '.join(paths)}."

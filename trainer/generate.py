@@ -50,7 +50,7 @@ class Flags:
         None,
         "Directory for the images.",
         "directory",
-        default_text="generated/ in the run's (local) directory",
+        default_text="generated/<step> in the run's (local) directory",
     )
     kind: str = options.declare(
         False,
@@ -151,7 +151,9 @@ def _run(argv: Sequence[str]) -> int:
             truncation=given.truncation,
             labels=labels,
         )
-        output = pathlib.Path(given.output or run.directory.root / "generated")
+        # Of each step its own, so that they can be looked at side by side.
+        default = run.directory.root / "generated" / run.checkpoint.name
+        output = pathlib.Path(given.output or default)
         atomic_file.make_directory(output)
         print(_write(given, selection, output))
     return 0
@@ -219,7 +221,8 @@ def _check_count(given: Flags, labels: list[int]) -> None:
     if count > _MAX_AT_ONCE:
         raise errors.UsageError(
             f"{count:,} {what} are more than {_MAX_AT_ONCE:,}. Lower"
-            f" --num_samples, or take {remedy}."
+            f" --num_samples, {'choose --labels, ' if len(labels) > 1 else ''}"
+            f"or take {remedy}."
         )
 
 

@@ -3,7 +3,7 @@
 import io
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
@@ -146,18 +146,20 @@ def to_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def to_gif(images: Sequence[np.ndarray], *, frame_msecs: int) -> bytes:
+def to_gif(images: Iterable[np.ndarray], *, frame_msecs: int) -> bytes:
     """Encodes frames, each uint8 [H, W, C] with C 1 or 3, as an endless GIF."""
-    frames = [
+    # One after the other: all at once, as arrays and as pictures, would take
+    # several times the memory of what the encoder keeps of them.
+    frames = (
         PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
         for image in images
-    ]
+    )
     buffer = io.BytesIO()
-    frames[0].save(
+    next(frames).save(
         buffer,
         format="GIF",
         save_all=True,
-        append_images=frames[1:],
+        append_images=frames,
         duration=frame_msecs,
         loop=0,
     )
