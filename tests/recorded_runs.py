@@ -91,6 +91,7 @@ def _evaluation(step: int, distance: float, seed: int = 0) -> dict:
         "kind": "evaluation",
         "epoch": step // STEPS_PER_EPOCH,
         "features": "classifier-1",
+        "features_description": "97% right",
         "split": "digits as trained on",
         "num_fake": 1000,
         "num_real": 1000,

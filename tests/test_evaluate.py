@@ -64,6 +64,8 @@ def test_values_stand_beside_their_floor(workdir, cache, capsys):
     assert record["kind"] == "evaluation"
     assert record["step"] == 2 * stored_runs.STEPS_PER_EPOCH
     assert record["epoch"] == 2
+    # A distance by a classifier is worth as much as that.
+    assert "% right on 180 images held" in record["features_description"]
     assert (record["num_fake"], record["num_real"]) == (130, 130)
     # Networks that have hardly learned are far from real.
     assert record["frechet_distance"] > 2 * record["frechet_distance_floor"]
@@ -201,3 +203,11 @@ def test_a_run_in_a_bucket_is_only_read(
     assert measure("gs://bucket/runs/one", cache) == 0
     assert {file.name for file in bucket.list_objects("")} == before
     assert records(tmp_path / "runs" / "bucket" / "runs" / "one")[0]["step"]
+    # What was measured in training is there, too, and not on this disk.
+    with contextlib.ExitStack() as stack:
+        run = stored_run.open_run("gs://bucket/runs/one", "newest", stack)
+        assert run.read_metrics() == ""
+        bucket.upload_bytes(
+            b'{"step": 14}\n', "metrics.jsonl", create_only=True
+        )
+        assert run.read_metrics() == '{"step": 14}\n'

@@ -28,11 +28,21 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_is_loaded_in_a_new_process_and_makes_the_same(
-    workdir, tmp_path, capsys
+    workdir, tmp_path, capsys, monkeypatch
 ):
+    # As from a bucket, where the metrics of the run may be.
+    monkeypatch.setattr(
+        "trainer.stored_run.StoredRun.read_metrics",
+        lambda run: (
+            '{"kind": "evaluation", "step": 7, "num_fake": 5, "num_real": 6,'
+            ' "split": "digits", "features": "f", "evaluation_seed": 1,'
+            ' "num_floor": 3, "diversity": 0.75, "diversity_floor": 1.0}'
+        ),
+    )
     (workdir / "evaluations.jsonl").write_text(
         '{"kind": "evaluation", "step": 7, "num_fake": 5, "num_real": 6,'
         ' "split": "digits", "features": "f", "evaluation_seed": 0,'
+        ' "features_description": "nine of ten right",'
         ' "num_floor": 3, "frechet_distance": 2.5,'
         ' "frechet_distance_floor": 0.5}\n{"kind'
     )
@@ -49,6 +59,9 @@ def test_it_is_loaded_in_a_new_process_and_makes_the_same(
     assert samples.shape == (3, 28, 28, 1)
     card = (output / "README.md").read_text()
     assert "| frechet_distance | 2.5 | 0.5 |" in card
+    assert "| diversity | 0.75 | 1.0 |" in card
+    assert "features f, seed 1" in card
+    assert "features f (nine of ten right), seed 0" in card
     assert '"g_learning_rate": 0.0001' in card
     # It replaces nothing.
     assert export.main(arguments) == 2

@@ -89,7 +89,7 @@ def test_evaluations_stand_beside_their_floors_by_protocol(run):
     text = Text(make_page(run)).text
     assert "1000 generated against 1000 real samples" in text
     assert "Floor (real) 0.3 Step 20, best 50 Step 40 25" in text
-    assert "features classifier-1, seed 1. Floor: 500" in text
+    assert "features classifier-1 (97% right), seed 1. Floor: 500" in text
     assert "Floor (real) 0.3 Step 40 7.5" in text
 
 

@@ -238,9 +238,12 @@ def _classes(run: "StoredRun") -> str:
 def _evaluations(run: "StoredRun") -> str:
     """Returns what was measured of this step, as a table each."""
     texts = []
-    for path in (run.directory.metrics, run.directory.evaluations):
-        lines = path.read_text().splitlines() if path.exists() else []
-        for line in lines:
+    measured = run.directory.evaluations
+    for text in (
+        run.read_metrics(),
+        measured.read_text() if measured.exists() else "",
+    ):
+        for line in text.splitlines():
             with contextlib.suppress(ValueError):  # A torn last line.
                 record = json.loads(line)
                 if (
@@ -253,6 +256,12 @@ def _evaluations(run: "StoredRun") -> str:
     )
 
 
+def _features(record: dict) -> str:
+    """Returns what is known of the features; old records tell nothing."""
+    description = record.get("features_description")
+    return f" ({description})" if description else ""
+
+
 def _evaluation(record: dict) -> str:
     rows = [
         f"| {name} | {value} | {record[f'{name}_floor']} |"
@@ -262,9 +271,9 @@ def _evaluation(record: dict) -> str:
     return "\n".join(
         [
             f"{record['num_fake']:,} fakes against {record['num_real']:,} real"
-            f" samples ({record['split']}), features {record['features']}, seed"
-            f" {record['evaluation_seed']}; floor: {record['num_floor']:,} real"
-            " samples against as many others.",
+            f" samples ({record['split']}), features {record['features']}"
+            f"{_features(record)}, seed {record['evaluation_seed']}; floor:"
+            f" {record['num_floor']:,} real samples against as many others.",
             "",
             "| | value | floor |",
             "| --- | --- | --- |",

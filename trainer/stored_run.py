@@ -24,6 +24,7 @@ from trainer.storage.remote import RemoteStore
 
 NEWEST = "newest"
 _MAX_CONFIG_BYTES = 1 << 20
+_MAX_METRICS_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,11 +35,13 @@ class StoredRun:
       config: its settings, with the `workdir` that it was found in.
       directory: where its files are, or those made from it go.
       checkpoint: the state that is looked at.
+      bucket: where the run is kept; None: in its directory.
     """
 
     config: Config
     directory: RunDirectory
     checkpoint: finder.StoredCheckpoint
+    bucket: Bucket | None = None
 
     @property
     def epoch(self) -> int:
@@ -49,6 +52,26 @@ class StoredRun:
     def num_classes(self) -> int:
         """Of the data that it was trained on."""
         return int(self.checkpoint.host_state.get("num_classes", 1))
+
+    def read_metrics(self) -> str:
+        """Reads `metrics.jsonl` where the run is kept; empty if there is none.
+
+        Raises:
+          StorageError: it cannot be read.
+        """
+        path = self.directory.metrics
+        try:
+            if self.bucket is None:
+                content = path.read_bytes()
+            else:
+                content = self.bucket.read_bytes(path.name, _MAX_METRICS_BYTES)
+        except (FileNotFoundError, MissingObjectError):
+            return ""
+        except (OSError, ValueError) as error:
+            raise errors.StorageError(
+                f"Cannot read {path.name} of the run: {error}"
+            ) from error
+        return content.decode(errors="replace")
 
     def build_generator(self) -> keras.Model:
         """Builds the generator with the checkpoint's weights, in float32.
@@ -114,6 +137,7 @@ def open_run(
     place.validate()
     directory = RunDirectory(Path(place.local_root))
     store: CheckpointStore
+    bucket: Bucket | None = None
     if place.bucket:
         name, prefix = place.bucket
         bucket = Bucket(name, prefix=prefix)
@@ -134,6 +158,7 @@ def open_run(
         config=config,
         directory=directory,
         checkpoint=_find(store, which, config.digest()),
+        bucket=bucket,
     )
 
 

@@ -36,11 +36,13 @@ class Evaluation:
       protocol: what was compared: `features`, `split`, `num_fake`,
         `num_real`, `num_floor` (of each of the halves) and the seed. Values of
         two evaluations can be compared if it is equal.
+      features_description: what makes the features, and how good it is.
     """
 
     values: dict[str, float]
     floor: dict[str, float]
     protocol: dict[str, Any]
+    features_description: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Returns one flat record; a floor is `<name>_floor`.
@@ -48,10 +50,12 @@ class Evaluation:
         What is not finite is None, for JSON knows no other.
         """
         floor = {f"{name}_floor": v for name, v in self.floor.items()}
-        return self.protocol | {
+        numbers = {
             name: value if math.isfinite(value) else None
             for name, value in (self.values | floor).items()
         }
+        described = {"features_description": self.features_description}
+        return self.protocol | described | numbers
 
 
 def check_count(dataset: Dataset) -> None:
@@ -147,7 +151,9 @@ class Evaluator:
             fake.add(*self._extractor.extract(samples.to_uint8(made)))
             on_progress()
         values = metrics.measure(self._metric_names, real, fake)
-        return Evaluation(values, self._floor, self.protocol)
+        return Evaluation(
+            values, self._floor, self.protocol, self._extractor.description
+        )
 
     def _read_real(self, on_progress: Callable[[], object]) -> FeatureSet:
         """Makes the features of the real samples, and measures the floor."""

@@ -60,7 +60,8 @@ def render(
         )
     parts = []
     for protocol, lines in _by_protocol([*trained, *measured]).items():
-        parts.append(f"<p>{html.escape(_in_words(dict(protocol)))}</p>")
+        words = _in_words(dict(protocol), lines[-1])
+        parts.append(f"<p>{html.escape(words)}</p>")
         parts.append(_charts(lines, marks, last_step))
         parts.append(_table(lines, best_step))
     return "\n".join(parts)
@@ -74,10 +75,13 @@ def _by_protocol(lines: Iterable[Mapping[str, Any]]) -> dict[tuple, list]:
     return groups
 
 
-def _in_words(protocol: Mapping[str, str]) -> str:
+def _in_words(protocol: Mapping[str, str], line: Mapping[str, Any]) -> str:
+    # Old lines tell no more of the features than their name.
+    described = line.get("features_description")
+    features = protocol["features"] + (f" ({described})" if described else "")
     return (
         f"{protocol['num_fake']} generated against {protocol['num_real']} real"
-        f" samples ({protocol['split']}); features {protocol['features']}, seed"
+        f" samples ({protocol['split']}); features {features}, seed"
         f" {protocol['evaluation_seed']}. Floor: {protocol['num_floor']} real"
         " samples against as many others. Values compare only with those of"
         " the same features, split, counts and seed."
