@@ -201,3 +201,33 @@ def test_without_a_size_what_is_damaged_is_still_told(folder, capsys):
     assert "heights 30 to 32 (median 32), widths 20 to 32" in out
     assert "  dog/0001.jpg: jpeg::Uncompress failed" in out
     assert "--image_size=32x32" in err
+
+
+def test_names_are_any_bytes(folder, capsys):
+    os.rename(os.fsencode(folder / "dog"), os.fsencode(folder) + b"/d\xe9g")
+    images = os.fsencode(folder / "cat")
+    for name in (b"line\nfeed.jpg", b"esc\x1b[31m.jpg", b"\xe9.jpg"):
+        with open(images + b"/" + name, "wb") as file:
+            file.write(b"nothing")
+    command = [sys.executable, "-m", "trainer.data_tools"]
+    result = subprocess.run(
+        [*command, "inspect", f"--dataset=folder:{folder}"],
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii:strict"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 3, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = result.stdout.splitlines()
+    assert "                  40  d\\udce9g" in lines
+    for name in ("line\\nfeed", "esc\\x1b[31m", "\\udce9"):
+        assert f"  cat/{name}.jpg: not an image" in lines
+    # As an error as well, and in what is packed.
+    arguments = ["prepare", f"--dataset=folder:{folder}", "--output=packed"]
+    assert run(*arguments) == 3
+    assert "  cat/line\\nfeed.jpg (not an image)\n" in capsys.readouterr().err
+    assert run(*arguments, "--max_bad_fraction=0.1") == 0
+    packed = data.load("tfrecord:packed/*.tfrecord", data_dir=".")
+    assert packed.class_names == ("cat", "d\udce9g")

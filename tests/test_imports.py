@@ -317,6 +317,7 @@ _ALLOWED = {
         "data.dataset",
         "data.headers",
         "data.images",
+        "data.quarantine",
         "data.streamed_dataset",
     },
     "data.packing": {

@@ -1,5 +1,6 @@
 """What the commands of this package have in common."""
 
+import io
 import logging
 import os
 import sys
@@ -121,6 +122,9 @@ def configure_logging() -> None:
     # what it was compiled with; set the variable to see that. A few lines are
     # written while TensorFlow is imported, before it looks at the variable.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Names of files and classes are any bytes, and terminals not all UTF-8.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())
     # On the root, so that the warnings of libraries look like ours.

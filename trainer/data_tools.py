@@ -261,10 +261,12 @@ def _print(pairs: Iterable[tuple[str, str]]) -> None:
 
 
 def _print_bad(quarantine: "Quarantine", title: str = "not used") -> None:
+    from trainer.data.quarantine import printable
+
     reasons = quarantine.reasons
     print(f"{title:<10} {len(reasons):,}")
     for name, reason in reasons.items():
-        print(f"  {name}: {reason}")
+        print(f"  {printable(name)}: {reason}")
 
 
 if __name__ == "__main__":

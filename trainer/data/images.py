@@ -105,10 +105,11 @@ class ImageList:
         It is that of names, labels, sizes and first bytes: to read all of the
         data at every start may take hours.
         """
-        crc = google_crc32c.value("\0".join(self.class_names).encode())
+        # Names come from file systems, where they are any bytes.
+        classes = "\0".join(self.class_names)
+        crc = google_crc32c.value(classes.encode(errors="surrogateescape"))
         for index in range(len(self.labels)):
             name = self.storage.name(index)
-            # Names come from file systems, where they are any bytes.
             encoded = name.encode(errors="surrogateescape")
             crc = google_crc32c.extend(crc, encoded + b"\0")
         columns = [

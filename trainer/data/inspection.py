@@ -10,6 +10,7 @@ from trainer.data import dataset as dataset_lib
 from trainer.data import headers
 from trainer.data.dataset import Dataset
 from trainer.data.images import ImageList
+from trainer.data.quarantine import printable
 from trainer.data.streamed_dataset import StreamedDataset
 
 _MAX_CLASSES_SHOWN = 20
@@ -53,7 +54,7 @@ def describe_classes(dataset: Dataset | ImageList) -> Iterator[tuple[str, str]]:
     for name, count in list(zip(names, counts, strict=True))[
         :_MAX_CLASSES_SHOWN
     ]:
-        yield "", f"{count:>9,}  {name}"
+        yield "", f"{count:>9,}  {printable(name)}"
     if (others := len(counts) - _MAX_CLASSES_SHOWN) > 0:
         yield "", f"and {others:,} others"
 

@@ -16,6 +16,18 @@ _NUM_EXAMPLES = 5
 _HOW_TO_LIST = "`python -m trainer.data_tools inspect` lists all of them"
 
 
+def printable(name: str) -> str:
+    """Returns a name on one line, whatever bytes a file system lets it have.
+
+    A line feed would look like another name, and an escape sequence would do
+    to the terminal what it says.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in name
+    )
+
+
 class Quarantine:
     """Counts bad files, and says when there are too many.
 
@@ -96,7 +108,7 @@ class Quarantine:
         logging.warning(
             "%s is not used, but replaced by the next good image of its class:"
             " %s.",
-            name,
+            printable(name),
             reason,
         )
 
@@ -135,7 +147,7 @@ class Quarantine:
 
 def _some(reasons: dict[str, str]) -> str:
     lines = [
-        f"  {name} ({reason})"
+        f"  {printable(name)} ({reason})"
         for name, reason in list(reasons.items())[:_NUM_EXAMPLES]
     ]
     if (num_others := len(reasons) - len(lines)) > 0:
