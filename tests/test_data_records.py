@@ -308,7 +308,7 @@ def test_packing_goes_on_where_it_was_stopped(folder, tmp_path, monkeypatch):
             (path.parent / f".{path.name}.tmp-0").write_bytes(b"half a shard")
             raise KeyboardInterrupt
         written.append(path)
-        write(source, path, *args)
+        return write(source, path, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(packing, "_write_shard", write_two)
@@ -322,6 +322,26 @@ def test_packing_goes_on_where_it_was_stopped(folder, tmp_path, monkeypatch):
     for path in whole.iterdir():
         assert (broken / path.name).read_bytes() == path.read_bytes()
     assert pack(source, broken).num_written == 0
+
+
+def test_what_a_kill_or_a_disk_has_left_is_written_anew(folder, tmp_path):
+    source = folder_stream(folder)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    pack(source, whole)
+    broken.mkdir()
+    (broken / f".{packing._PLAN_FILE}.tmp-0").write_bytes(b"half a plan")
+    pack(source, broken)
+    [path] = broken.glob("shard-00001-of-*.tfrecord")
+    for other in (packed.list_path(str(path)), packed.left_out_path(str(path))):
+        content = pathlib.Path(other).read_bytes()
+        for damaged in (b"", content[: len(content) // 2], None):
+            pathlib.Path(other).unlink()
+            if damaged is not None:
+                pathlib.Path(other).write_bytes(damaged)
+            assert pack(source, broken).num_written == 1
+            assert pathlib.Path(other).read_bytes() == content
+    for path in whole.iterdir():
+        assert (broken / path.name).read_bytes() == path.read_bytes()
 
 
 def test_progress_is_that_of_images_and_not_of_shards(

@@ -37,6 +37,13 @@ class _Packed(NamedTuple):
     row: tuple[int, ...]
 
 
+class _Contents(NamedTuple):
+    """Of a shard: how many images, and why others are not in it, by name."""
+
+    num_images: int
+    bad: dict[str, str]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
     """What there is in the folder now.
@@ -89,17 +96,17 @@ def pack(
             start = count * number // num_shards
             end = count * (number + 1) // num_shards
             path = output / packed.shard_name(number, num_shards)
-            bad_path = pathlib.Path(packed.left_out_path(str(path)))
-            if not (path.exists() and bad_path.exists()):
-                _write_shard(
+            contents = _contents(path)
+            if contents is None:
+                contents = _write_shard(
                     source, path, range(start, end), as_samples, progress
                 )
                 num_written += 1
             else:
                 progress.update(end - start)
-            for name, reason in json.loads(bad_path.read_bytes()).items():
+            for name, reason in contents.bad.items():
                 source.quarantine.add(name, reason)
-            num_images += len(np.load(packed.list_path(str(path))))
+            num_images += contents.num_images
     try:
         source.quarantine.check(num_images)
     except errors.DataError:
@@ -136,11 +143,26 @@ def _check_plan(
                 " with other flags. Choose another --output, or delete it."
             )
         return
-    if any(output.iterdir()):
+    # A process that was killed here may have left a part of the plan.
+    started = f".{_PLAN_FILE}.tmp-"
+    if any(not path.name.startswith(started) for path in output.iterdir()):
         raise errors.UsageError(
             f"{output} is not empty. Choose another --output."
         )
     atomic_file.write_bytes(path, text.encode())
+
+
+def _contents(path: pathlib.Path) -> _Contents | None:
+    """Returns what is in a shard; None if it is to be written, or anew."""
+    if not path.exists():
+        return None
+    try:
+        rows = np.load(packed.list_path(str(path)), allow_pickle=False)
+        bad_path = pathlib.Path(packed.left_out_path(str(path)))
+        return _Contents(len(rows), json.loads(bad_path.read_bytes()))
+    # Missing, of no use, or empty.
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def _write_shard(
@@ -149,7 +171,7 @@ def _write_shard(
     indices: range,
     as_samples: bool,
     progress: tqdm.tqdm,
-) -> None:
+) -> _Contents:
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     rows: list[tuple[int, ...]] = []
     bad: dict[str, str] = {}
@@ -174,6 +196,7 @@ def _write_shard(
         raise atomic_file.storage_error("write", path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+    return _Contents(len(rows), bad)
 
 
 def _pack_all(
