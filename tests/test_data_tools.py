@@ -231,3 +231,18 @@ def test_names_are_any_bytes(folder, capsys):
     assert run(*arguments, "--max_bad_fraction=0.1") == 0
     packed = data.load("tfrecord:packed/*.tfrecord", data_dir=".")
     assert packed.class_names == ("cat", "d\udce9g")
+
+
+def test_what_is_wrong_is_listed_where_nothing_can_be_used(folder, capsys):
+    bad = sorted((folder / "dog").iterdir())
+    for path in bad:
+        path.write_bytes(b"nothing")
+    assert run("inspect", f"--dataset=folder:{folder}") == 3
+    out, err = capsys.readouterr()
+    assert "without an image that can be used: dog" in err
+    assert "  dog/0000.jpg (not an image)" in err
+    for directory in (folder, folder / "dog"):
+        run("inspect", f"--dataset=folder:{directory}")
+        out = capsys.readouterr().out
+        for path in bad:
+            assert f"{path.name}: not an image\n" in out

@@ -135,6 +135,7 @@ def _inspect(data_config: config.Config, picture: Path) -> int:
     from trainer import data
     from trainer.assembly import datasets
     from trainer.data import inspection
+    from trainer.data.quarantine import NothingUsable
 
     # All that is wrong is wanted, however much it is.
     wanted = dataclasses.replace(
@@ -146,7 +147,11 @@ def _inspect(data_config: config.Config, picture: Path) -> int:
         dataset: Dataset = data.load(name, data_dir=data_dir, wanted=wanted)
         _print(inspection.describe_classes(dataset))
     else:
-        images = data.list_images(name, data_dir=data_dir, wanted=wanted)
+        try:
+            images = data.list_images(name, data_dir=data_dir, wanted=wanted)
+        except NothingUsable as error:
+            _print_bad(error.quarantine)
+            raise
         _print(inspection.describe_images(images))
         _print(inspection.describe_classes(images))
         try:

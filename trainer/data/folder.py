@@ -16,7 +16,7 @@ from absl import logging
 from trainer import errors
 from trainer.data import files, images, listing
 from trainer.data.dataset import Wanted
-from trainer.data.quarantine import Quarantine
+from trainer.data.quarantine import NothingUsable, Quarantine, printable
 
 LABELS_FILE = "labels.csv"
 
@@ -108,10 +108,10 @@ def list_images(path: str, *, data_dir: str | None, wanted: Wanted) -> Any:
             quarantine.add(name, result)
     quarantine.check(len(entries))
     if not entries:
-        raise errors.DataError(
+        raise NothingUsable(
             f"{root} holds no image that can be used. Put JPEG, PNG, GIF, BMP"
-            " or WebP files into it, or into one sub-folder for each class."
-            f" {quarantine.summary()}"
+            " or WebP files into it, or into one sub-folder for each class.",
+            quarantine,
         )
     image_list = images.make_list(
         entries,
@@ -120,9 +120,11 @@ def list_images(path: str, *, data_dir: str | None, wanted: Wanted) -> Any:
         quarantine=quarantine,
     )
     if empty := images.classes_without_images(image_list):
-        raise errors.DataError(
+        names = ", ".join(map(printable, empty[:5]))
+        raise NothingUsable(
             f"{root} has {len(empty)} class(es) without an image that can be"
-            f" used: {', '.join(empty[:5])}. Remove them, or add images."
+            f" used: {names}. Remove them, or add images.",
+            quarantine,
         )
     return image_list
 

@@ -28,6 +28,18 @@ def printable(name: str) -> str:
     )
 
 
+class NothingUsable(errors.DataError):
+    """No image can be used, of all or of a class.
+
+    Attributes:
+      quarantine: what is wrong with them.
+    """
+
+    def __init__(self, message: str, quarantine: "Quarantine") -> None:
+        super().__init__(f"{message} {quarantine.summary()}".rstrip())
+        self.quarantine = quarantine
+
+
 class Quarantine:
     """Counts bad files, and says when there are too many.
 

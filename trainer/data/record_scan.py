@@ -17,7 +17,7 @@ from trainer.data import (
     record_storage,
 )
 from trainer.data.dataset import Wanted
-from trainer.data.quarantine import Quarantine
+from trainer.data.quarantine import NothingUsable, Quarantine
 from trainer.data.record_index import Found
 from trainer.data.record_shard import Shard
 
@@ -63,10 +63,10 @@ def scan_shards(
     entries = [entry for shard in found for entry in shard.entries]
     quarantine.check(len(entries))
     if not entries:
-        raise errors.DataError(
+        raise NothingUsable(
             f"{shards[0].path} and the other {len(shards) - 1} file(s) hold no"
-            " image that can be used. Correct --dataset."
-            f" {quarantine.summary()}"
+            " image that can be used. Correct --dataset.",
+            quarantine,
         )
     labels = {entry.label for entry in entries}
     if labels == {record_shard.NO_LABEL}:

@@ -16,7 +16,7 @@ from trainer.data import (
     record_storage,
 )
 from trainer.data.dataset import Wanted
-from trainer.data.quarantine import Quarantine
+from trainer.data.quarantine import NothingUsable, Quarantine
 from trainer.data.record_storage import Place
 
 
@@ -78,9 +78,9 @@ def _list_packed(paths: list[str], wanted: Wanted) -> images.ImageList:
             entries.append(entry)
     quarantine.check(len(entries))
     if not entries:
-        raise errors.DataError(
-            f"{paths[0]} and the like hold no image that can be used."
-            f" {quarantine.summary()}"
+        raise NothingUsable(
+            f"{paths[0]} and the like hold no image that can be used.",
+            quarantine,
         )
     image_list = record_storage.make_list(
         paths, entries, class_names=class_names, quarantine=quarantine
