@@ -259,12 +259,36 @@ def test_a_collapse_takes_a_run_back_to_its_best(
     workdir = tmp_path / "run"
     # The third epoch is saved before the fourth has collapsed.
     distances_are(monkeypatch, 5.0, 4.0, 6.0, 50.0, 3.0, 2.0)
-    changes = {"epochs": 4, "on_collapse": "rollback"}
+    changes = {"epochs": 4, "on_collapse": "rollback", "conditional": True}
     assert run(workdir, cache, **changes) == 0
     assert "Going back to step 14" in caplog.text
     found = [(r["step"], r["frechet_distance"]) for r in evaluations(workdir)]
     assert found == [(7, 5.0), (14, 4.0), (21, 3.0), (28, 2.0)]
     assert runs.newest_step(workdir) == 28
+
+
+@pytest.mark.slow
+def test_classes_and_all_that_keeps_a_state_go_back_together(
+    tmp_path, cache, monkeypatch, caplog
+):
+    settings = {
+        "epochs": 3,
+        "on_collapse": "rollback",
+        "conditional": True,
+        "ema_half_life_images": 500,
+        "augment": "flip",
+        "augment_target": 0.6,
+        "augment_speed_images": 2000,
+    }
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    distances = 5.0, 50.0, 4.0, 3.0
+    distances_are(monkeypatch, *distances, *distances)
+    assert run(straight, cache, **settings) == 0
+    assert "Going back to step 7" in caplog.text
+    # After it has gone back, and within an epoch.
+    assert run(stopped, cache, max_steps=17, **settings) == 0
+    assert run(stopped, cache, **settings) == 0
+    runs.assert_same(stopped, straight)
 
 
 def test_a_run_that_collapses_again_and_again_ends(
