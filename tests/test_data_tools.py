@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from tests import idx_files, image_files
-from trainer import command_line, config, data, data_tools
+from trainer import command_line, config, data, data_tools, errors
 from trainer.data import inspection
 
 ROOT = pathlib.Path(config.__file__).parent.parent
@@ -124,6 +124,8 @@ def test_prepare_packs_what_then_gives_the_same(folder, tmp_path, capsys):
     packed = data.load("tfrecord:packed/*.tfrecord", data_dir=str(tmp_path))
     source = data.load(f"folder:{folder}", data_dir=None)
     np.testing.assert_array_equal(packed.samples, source.samples)
+    with pytest.raises(errors.UsageError, match="packed/[*].tfrecord"):
+        data.load("folder:packed", data_dir=str(tmp_path))
     assert run(*arguments) == 0
     assert "0 of them new" in capsys.readouterr().out
     assert run(*arguments, "--image_size=8") == 2

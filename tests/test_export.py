@@ -91,6 +91,20 @@ def test_what_makes_other_samples_is_not_kept(
     assert list(output.parent.iterdir()) == []
 
 
+def test_what_is_not_loaded_in_time_is_not_kept(
+    workdir, tmp_path, monkeypatch, capsys
+):
+    def wait_for_ever(command, **options):
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(subprocess, "run", wait_for_ever)
+    output = tmp_path / "out" / "export"
+    arguments = ["export.py", f"--workdir={workdir}", f"--output={output}"]
+    assert export.main(arguments) == errors.StalledError.exit_code
+    assert "within 600 s, and it is removed" in capsys.readouterr().err
+    assert list(output.parent.iterdir()) == []
+
+
 def test_help_lists_the_flags(capsys):
     assert export.main(["export.py", "--help"]) == 0
     assert "serving_default" in capsys.readouterr().out

@@ -293,6 +293,7 @@ _ALLOWED = {
         "data.files",
         "data.images",
         "data.listing",
+        "data.packed",
         "data.quarantine",
         "errors",
     },

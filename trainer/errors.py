@@ -87,7 +87,7 @@ class DeviceError(TrainerError):
 
 
 class StalledError(TrainerError):
-    """Nothing moves any more: another worker is missing, or was lost."""
+    """Nothing moves any more: another process is missing, lost or too slow."""
 
     exit_code = EXIT_STALLED
 

@@ -163,12 +163,19 @@ def _write(
 def _check(directory: pathlib.Path) -> None:
     from trainer import exported_check
 
-    result = subprocess.run(
-        [sys.executable, "-m", "trainer.exported_check", str(directory)],
-        capture_output=True,
-        text=True,
-        timeout=_CHECK_TIMEOUT_SECS,
-    )
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "trainer.exported_check", str(directory)],
+            capture_output=True,
+            text=True,
+            timeout=_CHECK_TIMEOUT_SECS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise errors.StalledError(
+            "A new process has not loaded what was exported within"
+            f" {_CHECK_TIMEOUT_SECS} s, and it is removed. Try again where the"
+            " machine does less, or has more memory."
+        ) from error
     if result.returncode:
         said = (result.stdout or result.stderr).strip().splitlines()
         raise errors.CheckpointError(

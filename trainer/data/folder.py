@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from trainer import errors
-from trainer.data import files, images, listing
+from trainer.data import files, images, listing, packed
 from trainer.data.dataset import Wanted
 from trainer.data.quarantine import NothingUsable, Quarantine, printable
 
@@ -77,6 +77,7 @@ def list_images(path: str, *, data_dir: str | None, wanted: Wanted) -> Any:
     if wanted.split is not None:
         root = files.join(root, wanted.split)
     found = list(_find(root))
+    _refuse_packed(root, {file.name for file in found})
     labels_text = _read_labels(root)
     quarantine = Quarantine(wanted.max_bad_fraction)
     if labels_text is None:
@@ -186,6 +187,16 @@ def _is_ignored(name: str) -> bool:
         part.startswith(".") or part.lower() in _IGNORED_NAMES
         for part in name.split("/")
     )
+
+
+def _refuse_packed(root: str, names: set[str]) -> None:
+    """Tells who names the folder that `prepare` made how it is read."""
+    has_shards = any(name.endswith(".tfrecord") for name in names)
+    if has_shards and packed.CLASSES_FILE in names:
+        raise errors.UsageError(
+            f"{root} holds TFRecord files of `prepare`, no images. Give"
+            f" --dataset='tfrecord:{files.join(root, '*.tfrecord')}'."
+        )
 
 
 def _label_by_folder(
